@@ -1,0 +1,1 @@
+"""What runs inside a TorchServe worker: the handlers, the engines and the pipeline."""

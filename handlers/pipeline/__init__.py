@@ -1,0 +1,1 @@
+"""The pipeline: plan and sampling decide; stage, transport and driver do."""

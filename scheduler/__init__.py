@@ -1,0 +1,1 @@
+"""Everything around TorchServe: gateway, fair queue, dispatcher, runner, sidecar, clients."""

@@ -1,0 +1,1 @@
+"""Decides how many replicas there should be, and repairs what drifted."""

@@ -1,0 +1,1 @@
+"""The Python client library; the command line is its first user."""

@@ -1,0 +1,51 @@
+"""The only place that reads the time; tests turn a manual clock instead.
+
+Two readings: the wall clock, for moments that are stored or shown, and a monotonic clock, for
+durations inside one process.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tells the time."""
+
+    def now(self) -> float:
+        """Seconds since the Unix epoch, UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; never goes back."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+class ManualClock:
+    """A clock that stands until it is turned, for tests and simulation."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self._now = now
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Turn the clock forward by ``seconds``; a negative number raises ValueError."""
+        if seconds < 0:
+            raise ValueError(f"cannot turn a clock back by {-seconds} s")
+        self._now += seconds

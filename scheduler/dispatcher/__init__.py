@@ -1,0 +1,1 @@
+"""Hands leases to the runners that ask, takes back what they lose."""

@@ -1,0 +1,116 @@
+"""The errors Plait raises on purpose.
+
+    PlaitError
+    ├── RequestError                  the caller is at fault; has an HTTP status below 500
+    │   ├── InvalidRequest            422 (or 400, 413): a field cannot be served as it is
+    │   ├── ModelNotFound             404
+    │   ├── TaskNotFound              404
+    │   ├── IdempotencyConflict       409: the key was used for another request
+    │   ├── InvalidTransition         409: the task's state does not allow this move
+    │   └── StaleLease                409: the lease was given to somebody else
+    ├── Unavailable                   503: try again later; nothing accepted is lost
+    │   └── StoreUnavailable          the store refused; whether it wrote is unknown
+    └── StartupError                  something needed to start is missing or taken
+
+A message says what happened, to which id, and what is allowed or what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PlaitError(Exception):
+    """Base of every error Plait raises on purpose."""
+
+    #: HTTP status that fits.
+    status = 500
+
+
+class RequestError(PlaitError):
+    """The request is at fault; ``field`` names the part to change, or is empty."""
+
+    status = 400
+
+    def __init__(self, message: str, *, field: str = "", status: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        if status is not None:
+            self.status = status
+
+
+class InvalidRequest(RequestError):
+    """A field of the request cannot be served as it is."""
+
+    status = 422
+
+
+class ModelNotFound(RequestError):
+    """No model of that name is configured."""
+
+    status = 404
+
+    def __init__(self, model: str, known: Sequence[str]) -> None:
+        names = ", ".join(sorted(known)) or "none"
+        super().__init__(f"there is no model {model!r}; configured are: {names}", field="model")
+        self.model = model
+
+
+class TaskNotFound(RequestError):
+    """The task was never accepted, belongs to another tenant, or has been purged."""
+
+    status = 404
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"there is no task {task_id!r}", field="task_id")
+        self.task_id = task_id
+
+
+class IdempotencyConflict(RequestError):
+    """A tenant used an idempotency key for a second, different request."""
+
+    status = 409
+
+    def __init__(self, key: str, task_id: str) -> None:
+        message = f"idempotency key {key!r} belongs to task {task_id} with another request"
+        super().__init__(message, field="idempotency_key")
+        self.task_id = task_id
+
+
+class InvalidTransition(RequestError):
+    """A task was asked to make a move its state does not allow."""
+
+    status = 409
+
+    def __init__(self, task_id: str, start: str, finish: str, allowed: Sequence[str]) -> None:
+        options = ", ".join(allowed) or "none: it is final"
+        super().__init__(
+            f"task {task_id} cannot go from {start} to {finish}; from {start} it may go to: {options}"
+        )
+        self.task_id = task_id
+
+
+class StaleLease(RequestError):
+    """A write presented a fencing token that is no longer the task's own; it changed nothing."""
+
+    status = 409
+
+    def __init__(self, task_id: str, fence: int) -> None:
+        super().__init__(f"lease {fence} of task {task_id} has ended; stop working on it")
+        self.task_id = task_id
+        self.fence = fence
+
+
+class Unavailable(PlaitError):
+    """Not now; nothing accepted is lost, and the same call may succeed later."""
+
+    status = 503
+
+
+class StoreUnavailable(Unavailable):
+    """The store refused. Whether it wrote is unknown: repeat the call, which is idempotent."""
+
+
+class StartupError(PlaitError):
+    """Something needed to start is missing or taken; the message says what to do."""

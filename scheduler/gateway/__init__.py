@@ -1,0 +1,1 @@
+"""The front door: parses requests, admits them, and speaks every protocol clients have."""

@@ -1,0 +1,1 @@
+"""Fairness policies: which flow goes next; each public file but base is one."""

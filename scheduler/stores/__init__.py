@@ -1,0 +1,1 @@
+"""Stores: the only durable state; each public file but base is one."""

@@ -1,0 +1,188 @@
+"""A task: an accepted submission, durable and owned, and the moves it may make.
+
+    queued --claim--> leased --finish--> succeeded | failed
+      |                 |--release, expiry--> queued     (attempt + 1, journal kept)
+      +------cancel-----+--> cancelled          deadline --> expired
+
+The states are an enum, the legal moves are the table ``TRANSITIONS``, and :func:`check_move` is
+the one place that refuses the rest. Records are immutable; a store writes a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from scheduler.errors import InvalidTransition
+
+
+class TaskState(Enum):
+    """Where a task is in its life."""
+
+    #: Accepted and on disk, waiting for a runner.
+    QUEUED = "queued"
+    #: A runner holds the live lease and works on it.
+    LEASED = "leased"
+    SUCCEEDED = "succeeded"
+    #: Ended with an error; ``Task.error`` says which.
+    FAILED = "failed"
+    #: Its owner took it back.
+    CANCELLED = "cancelled"
+    #: Its deadline passed before it finished.
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a task in this state never moves again."""
+        return self not in (TaskState.QUEUED, TaskState.LEASED)
+
+
+TRANSITIONS: frozenset[tuple[TaskState, TaskState]] = frozenset(
+    {
+        (TaskState.QUEUED, TaskState.LEASED),
+        (TaskState.QUEUED, TaskState.CANCELLED),
+        (TaskState.QUEUED, TaskState.EXPIRED),
+        (TaskState.LEASED, TaskState.QUEUED),
+        (TaskState.LEASED, TaskState.SUCCEEDED),
+        (TaskState.LEASED, TaskState.FAILED),
+        (TaskState.LEASED, TaskState.CANCELLED),
+        (TaskState.LEASED, TaskState.EXPIRED),
+    }
+)
+
+
+def check_move(task_id: str, start: TaskState, finish: TaskState) -> None:
+    """Refuse a move the life cycle does not have.
+
+    Raises:
+        InvalidTransition: ``TRANSITIONS`` does not hold (start, finish).
+    """
+    if (start, finish) not in TRANSITIONS:
+        allowed = sorted(f.value for s, f in TRANSITIONS if s is start)
+        raise InvalidTransition(task_id, start.value, finish.value, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request that parsed and passed admission; not yet accepted."""
+
+    tenant: str
+    model: str
+    #: What the model's handler gets, as ``handlers.wire`` parsed and completed it.
+    document: Mapping[str, Any]
+    #: Predicted cost in weighted tokens, at least 1.
+    estimated_cost: int
+    #: Prompt's share of ``estimated_cost``.
+    prompt_cost: int = 0
+    #: Weighted tokens that one new token costs; 0 for work that produces none.
+    cost_per_token: int = 2
+    #: Order within the tenant's own flow: the greater goes first.
+    priority: int = 0
+    #: Two submissions of a tenant with the same key are one task; None: none given.
+    idempotency_key: str | None = None
+    #: Seconds since the epoch after which nobody wants the result; None: never.
+    deadline_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskError:
+    """Why a task failed, as its owner is told."""
+
+    #: HTTP status that fits: below 500 the request was at fault.
+    status: int
+    message: str
+    #: The field at fault; empty when it is not one field.
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task as it stands on disk."""
+
+    #: Sortable by acceptance; 26 characters of Crockford base 32 (a ULID).
+    id: str
+    tenant: str
+    model: str
+    document: Mapping[str, Any]
+    state: TaskState
+    priority: int
+    idempotency_key: str | None
+    deadline_at: float | None
+    estimated_cost: int
+    prompt_cost: int
+    cost_per_token: int
+    #: Cost charged to the tenant's flow so far, in weighted tokens.
+    charged_cost: int = 0
+    #: Claims so far: 0 before the first, 1 during the first attempt.
+    attempt: int = 0
+    #: Grows with each claim; a write that presents an older one is refused.
+    fence: int = 0
+    #: Runner and replica that hold the lease; None when nobody does.
+    runner: str | None = None
+    replica: str | None = None
+    #: Seconds since the epoch; None without a lease.
+    lease_expires_at: float | None = None
+    #: Chunks in the journal, which is also the next chunk's sequence number.
+    num_chunks: int = 0
+    #: Tokens in the journal.
+    num_tokens: int = 0
+    accepted_at: float = 0.0
+    first_claimed_at: float | None = None
+    first_chunk_at: float | None = None
+    finished_at: float | None = None
+    #: The answer of a task that succeeded.
+    result: Mapping[str, Any] | None = None
+    error: TaskError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JournalChunk:
+    """One entry of a task's output journal."""
+
+    #: From 0, without gaps.
+    seq: int
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One claim's worth of trying."""
+
+    #: From 1.
+    number: int
+    fence: int
+    runner: str
+    replica: str
+    started_at: float
+    #: Tokens the journal held when the attempt began.
+    num_tokens_before: int
+    ended_at: float | None = None
+    #: "running", "succeeded", "failed", "cancelled", "expired" or "lost".
+    outcome: str = "running"
+    #: What happened, for a person; empty while nothing did.
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A lease as its holder gets it: the task, and what earlier attempts have produced."""
+
+    task: Task
+    #: Every token in the journal, in order.
+    generated: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEvent:
+    """What a watcher of a task is told."""
+
+    #: "state", "chunk" or "end"; after "end" nothing follows.
+    kind: str
+    #: Cursor to re-attach with so as to get what comes after this event: chunks seen so far.
+    cursor: int
+    chunk: JournalChunk | None = None
+    #: The task as it stood, with "state" and "end".
+    task: Task | None = field(default=None, repr=False)

@@ -1,0 +1,1 @@
+"""All that knows TorchServe from the outside: its process, its ports, its archives."""
