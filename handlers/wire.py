@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -120,6 +120,7 @@ class Failure:
 
 
 Frame = Chunk | Finish | Failure
+Parser = Callable[[Mapping[str, Any]], GenerationRequest | EmbeddingRequest]
 
 
 def encode_frame(frame: Frame) -> str:
@@ -202,11 +203,10 @@ def parse_embedding(document: Mapping[str, Any]) -> EmbeddingRequest:
 
 
 #: What parses a request's document, by the kind of task a model does.
-PARSERS: Final[Mapping[str, Callable[[Mapping[str, Any]], GenerationRequest | EmbeddingRequest]]]
-PARSERS = {"generate": parse_generation, "embed": parse_embedding}
+PARSERS: Final[Mapping[str, Parser]] = {"generate": parse_generation, "embed": parse_embedding}
 
 
-def _refuse_unknown(document: Mapping[str, Any], allowed: Mapping[str, Any] | tuple[str, ...]) -> None:
+def _refuse_unknown(document: Mapping[str, Any], allowed: Collection[str]) -> None:
     for name in document:
         if name not in allowed:
             raise BadRequest(str(name)[:64], f"unknown field; allowed are: {', '.join(allowed)}")
@@ -248,7 +248,9 @@ def _integer(low: int, high: int) -> Callable[[str, object], int]:
     return parse
 
 
-def _number(low: float, high: float, *, exclude_low: bool = False) -> Callable[[str, object], float]:
+def _number(
+    low: float, high: float, *, exclude_low: bool = False
+) -> Callable[[str, object], float]:
     def parse(name: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise BadRequest(name, f"must be a number, not {_json_type(value)}")

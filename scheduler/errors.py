@@ -86,7 +86,8 @@ class InvalidTransition(RequestError):
     def __init__(self, task_id: str, start: str, finish: str, allowed: Sequence[str]) -> None:
         options = ", ".join(allowed) or "none: it is final"
         super().__init__(
-            f"task {task_id} cannot go from {start} to {finish}; from {start} it may go to: {options}"
+            f"task {task_id} cannot go from {start} to {finish}; "
+            f"from {start} it may go to: {options}"
         )
         self.task_id = task_id
 

@@ -1,0 +1,123 @@
+"""Every setting, declared once: name, type, default, unit and one sentence.
+
+A setting comes from the command line, else from the environment as ``PLAIT_<NAME>``, else its
+default. One that is malformed, out of range or unknown stops start-up and names itself; a default
+is never a fallback for a typo. ``docs/settings.md`` is the table of these, checked by a test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from scheduler.errors import StartupError
+
+PREFIX = "PLAIT_"
+#: Set by Plait for its own child processes; not settings.
+INTERNAL_VARIABLES = frozenset({"PLAIT_STATE_DIR"})
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """What a Plait process is told from outside."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    host: str = Field("127.0.0.1", description="Address the gateway listens on.")
+    http_port: Port = Field(8700, description="Port of the HTTP gateway.")
+    grpc_port: Port = Field(8701, description="Port of the gRPC gateway and of the runners.")
+    state: Path = Field(
+        Path(".plait"), description="Folder for the store, logs and TorchServe's files."
+    )
+    model_configs: Path = Field(
+        Path("model_configs"), description="Folder with one YAML file per model."
+    )
+    model_store: Path = Field(
+        Path("archives"), description="TorchServe's model store; replica folders are built here."
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("demo",), description="Models to serve: names of files in model_configs, comma separated."
+    )
+    torchserve_config: Path = Field(
+        Path("config.properties"), description="TorchServe's settings, ports excepted."
+    )
+    control_address: str = Field(
+        "", description="host:port a runner connects to; empty: the gRPC port of this machine."
+    )
+    node: str = Field("", description="Name of this machine in listings; empty: its host name.")
+    lease_ttl_s: float = Field(
+        10.0, gt=0, description="Seconds a lease lasts unless a heartbeat renews it."
+    )
+    heartbeat_s: float = Field(2.0, gt=0, description="Seconds between heartbeats of a runner.")
+    max_attempts: int = Field(
+        5, ge=1, description="Attempts a task may lose to faults of machines before it fails."
+    )
+    reconcile_s: float = Field(
+        2.0, gt=0, description="Seconds between two looks of the sidecar at what should run."
+    )
+    max_body_bytes: int = Field(
+        8 * 1024 * 1024, ge=1024, description="Largest request body the gateway takes, in bytes."
+    )
+    ready_timeout_s: float = Field(
+        900.0, gt=0, description="Seconds `plait up` waits for the models to be READY."
+    )
+    log_level: str = Field(
+        "info",
+        pattern="^(debug|info|warning|error)$",
+        description="Least level that is logged: debug, info, warning or error.",
+    )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @property
+    def runner_target(self) -> str:
+        """``host:port`` of the control plane's gRPC server, for a runner."""
+        return self.control_address or f"{self.host}:{self.grpc_port}"
+
+    def to_environment(self) -> dict[str, str]:
+        """The settings as environment variables, for a child process; paths are made absolute."""
+        return {PREFIX + name.upper(): _as_text(value) for name, value in self.model_dump().items()}
+
+
+def load(given: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from ``given`` (None values count as not given), then the environment.
+
+    Raises:
+        StartupError: a setting is malformed, out of range or unknown; the message names each.
+    """
+    _refuse_unknown(os.environ)
+    try:
+        return Settings(**{k: v for k, v in (given or {}).items() if v is not None})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (given: {e['input']!r})"
+            for e in error.errors()
+        )
+        raise StartupError(f"wrong settings: {problems}") from error
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | INTERNAL_VARIABLES
+    unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+    if unknown:
+        allowed = ", ".join(sorted(known - INTERNAL_VARIABLES))
+        raise StartupError(f"unknown settings: {', '.join(unknown)}; known are: {allowed}")

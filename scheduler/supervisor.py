@@ -1,0 +1,190 @@
+"""Keeps a few processes running and leaves none behind.
+
+Each child runs in a session of its own, so that Ctrl-C reaches the supervisor alone and it can
+stop the children in their order; each is killed by the kernel if the supervisor itself dies
+(PR_SET_PDEATHSIG). A child that ends is started again after a pause that doubles while it keeps
+failing; one that never gets going ends the whole with its last words.
+
+It knows nothing of what the children do: what to start is a :class:`Program`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from scheduler.clock import Clock
+from scheduler.errors import StartupError
+
+log = structlog.get_logger(__name__)
+
+#: Loaded before any fork: a child between fork and exec must not import or allocate much.
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG: Final = 1
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 10.0
+#: A child that lived this long was well; its next pause starts over.
+_WELL_AFTER_S: Final = 20.0
+#: Failures in a row after which a child that was never well is given up.
+_MAX_FAILED_STARTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A process to keep running."""
+
+    name: str
+    #: Called before each start: what to run may differ from one start to the next (free ports).
+    command: Callable[[], Sequence[str]]
+    environment: Mapping[str, str]
+    cwd: Path
+    #: File its output goes to, appended.
+    log_file: Path
+    #: Seconds from SIGTERM until it is killed.
+    stop_timeout_s: float = 15.0
+    #: Called after each end of the process, to clear away what it left.
+    after: Callable[[], object] = lambda: None
+
+
+@dataclass(slots=True)
+class _Child:
+    program: Program
+    process: asyncio.subprocess.Process | None = None
+    num_starts: int = 0
+    failed_starts: int = 0
+    keeper: asyncio.Task[None] | None = field(default=None, repr=False)
+
+
+class Supervisor:
+    """Runs programs in order; stops them in the opposite order."""
+
+    def __init__(self, programs: Sequence[Program], clock: Clock) -> None:
+        self._children = [_Child(program) for program in programs]
+        self._clock = clock
+        self._failed: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        running = sum(c.process is not None for c in self._children)
+        return f"<Supervisor running={running}/{len(self._children)}>"
+
+    async def start(self) -> None:
+        """Start every program, in order."""
+        self._failed = asyncio.get_running_loop().create_future()
+        for child in self._children:
+            await self._spawn(child)
+            child.keeper = asyncio.create_task(self._keep(child))
+
+    async def failure(self) -> None:
+        """Wait until a program is given up.
+
+        Raises:
+            StartupError: always; its message ends with the program's last words.
+        """
+        if self._failed is None:
+            raise RuntimeError("the supervisor has not been started")
+        await asyncio.shield(self._failed)
+
+    def pids(self) -> dict[str, int]:
+        """Process ids of the children that run, by name."""
+        return {c.program.name: c.process.pid for c in self._children if c.process is not None}
+
+    async def stop(self) -> None:
+        """Stop every program, the last one first; returns when all are gone."""
+        for child in reversed(self._children):
+            if child.keeper is not None:
+                child.keeper.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await child.keeper
+            await self._end(child)
+
+    async def _spawn(self, child: _Child) -> None:
+        program = child.program
+        argv = program.command()
+        program.log_file.parent.mkdir(parents=True, exist_ok=True)
+        supervisor = os.getpid()
+
+        def die_with_supervisor() -> None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != supervisor:  # it died between fork and prctl
+                os._exit(1)
+
+        with program.log_file.open("ab") as output:
+            child.process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=dict(program.environment),
+                cwd=program.cwd,
+                start_new_session=True,
+                preexec_fn=die_with_supervisor,
+            )
+        child.num_starts += 1
+        log.info("process_started", name=program.name, pid=child.process.pid)
+
+    async def _keep(self, child: _Child) -> None:
+        """Start the child again whenever it ends, until it is given up."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            assert child.process is not None
+            started = self._clock.monotonic()
+            code = await child.process.wait()
+            child.process = None
+            child.program.after()
+            was_well = self._clock.monotonic() - started >= _WELL_AFTER_S
+            log.warning("process_ended", name=child.program.name, code=code, was_well=was_well)
+            child.failed_starts = 0 if was_well else child.failed_starts + 1
+            if child.failed_starts >= _MAX_FAILED_STARTS:
+                self._give_up(child, code)
+                return
+            pause_s = _FIRST_PAUSE_S if was_well else min(pause_s * 2, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            await self._spawn(child)
+
+    def _give_up(self, child: _Child, code: int) -> None:
+        assert self._failed is not None
+        program = child.program
+        words = last_lines(program.log_file, 15)
+        if not self._failed.done():
+            self._failed.set_exception(
+                StartupError(
+                    f"{program.name} ended {child.failed_starts} times right after its start, at "
+                    f"last with code {code}; its log {program.log_file} ends with:\n{words}"
+                )
+            )
+
+    async def _end(self, child: _Child) -> None:
+        process = child.process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), child.program.stop_timeout_s)
+        except TimeoutError:
+            log.warning("process_killed", name=child.program.name, pid=process.pid)
+            process.kill()
+            await process.wait()
+        child.process = None
+        child.program.after()
+        log.info("process_stopped", name=child.program.name)
+
+
+def last_lines(path: Path, count: int) -> str:
+    """The last ``count`` lines of a text file; empty when there is none."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 16_384))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    return "\n".join(lines[-count:])
