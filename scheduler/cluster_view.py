@@ -1,0 +1,54 @@
+"""What the cluster looks like at a moment, as values.
+
+The dispatcher knows which runners are connected and what their replicas report; the gateway shows
+it to clients and decides by it whether the service is ready. These records are what passes between
+the two, so that neither imports the other. They say nothing about what an operator wants: desired
+counts come from the task book and the model's config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+#: ``ReplicaView.state`` of a replica that takes work.
+READY: Final = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One complete copy of a model, as its runner last reported it."""
+
+    #: TorchServe's name for it, such as ``demo__r0``.
+    name: str
+    model: str
+    #: "starting", "ready", "draining", "stopped" or "failed"; only "ready" takes work.
+    state: str
+    #: Tasks it works on at once.
+    capacity: int
+    #: Tasks leased to it.
+    in_flight: int
+    device_ids: tuple[int, ...] = ()
+    #: Why it is not ready, for a person; empty when there is nothing to say.
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One machine with its runner."""
+
+    node: str
+    runner_id: str
+    #: Whether its stream to this control plane is open.
+    connected: bool
+    num_devices: int
+    replicas: tuple[ReplicaView, ...] = ()
+
+
+class Cluster(Protocol):
+    """Whoever knows the runners."""
+
+    def nodes(self) -> Sequence[NodeView]:
+        """Every node known, those that lost their connection included; cheap, reads memory."""
+        ...
