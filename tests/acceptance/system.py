@@ -1,0 +1,191 @@
+"""A whole Plait on this machine, started with the command a user would type.
+
+It is watched and hurt from outside only: through its ports, its command line and its processes.
+Nothing in here imports the scheduler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_TIMEOUT_S = 240.0
+T = TypeVar("T")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def wait_for(what: str, look: Callable[[], T | None], timeout_s: float = 30.0) -> T:
+    """The first true value ``look`` returns; AssertionError naming ``what`` after the time-out."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if found := look():
+            return found
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain for {what}"
+        time.sleep(0.02)
+
+
+class System:
+    """One ``plait up`` with its own ports, state and model store."""
+
+    def __init__(self, folder: Path, model_configs: Path, models: str, **settings: str) -> None:
+        self.state = folder / "state"
+        self.http_port, self.grpc_port = free_ports(2)
+        self.address = f"http://127.0.0.1:{self.http_port}"
+        self.grpc_address = f"127.0.0.1:{self.grpc_port}"
+        self.log = folder / "up.log"
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("PLAIT_")},
+            "PLAIT_HTTP_PORT": str(self.http_port),
+            "PLAIT_GRPC_PORT": str(self.grpc_port),
+            "PLAIT_STATE": str(self.state),
+            "PLAIT_MODEL_STORE": str(folder / "archives"),
+            "PLAIT_MODEL_CONFIGS": str(model_configs),
+            "PLAIT_MODELS": models,
+            **{f"PLAIT_{name.upper()}": value for name, value in settings.items()},
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self.session = requests.Session()
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "scheduler.cli", "up"],
+                env=self.environment,
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        wait_for("Plait to be ready", self._is_ready, START_TIMEOUT_S)
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"plait up ended:\n{self.log.read_text()}"
+        try:
+            return requests.get(f"{self.address}/ready", timeout=2).status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> int:
+        """Stop as Ctrl-C does; returns the exit code."""
+        assert self.process is not None
+        self.session.close()
+        self.process.send_signal(how)
+        code = self.process.wait(timeout=60)
+        self.process = None
+        return code
+
+    # -- processes
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs for this Plait, the supervisor excepted: by its state folder."""
+        return list(self._processes())
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        own = {os.getpid(), self.process.pid if self.process else 0}
+        for process in psutil.process_iter():
+            if process.pid in own:
+                continue
+            with contextlib.suppress(psutil.Error):
+                environ = process.environ()
+                if str(self.state) in (environ.get("PLAIT_STATE_DIR"), environ.get("PLAIT_STATE")):
+                    yield process
+
+    def rank(self, model: str, rank: int) -> psutil.Process:
+        """The process that runs one stage of the model."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                is_rank = process.environ().get("RANK") == str(rank)
+                if is_rank and f"{model}__r" in process.cwd() + " ".join(
+                    process.parent().cmdline() if process.parent() else []
+                ):
+                    return process
+        raise AssertionError(f"no process runs rank {rank} of {model}")
+
+    def part(self, name: str) -> psutil.Process:
+        """The control plane ("control") or the runner ("runner")."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[-3:][:1] and f"scheduler.cli {name}" in " ".join(
+                    process.cmdline()
+                ):
+                    return process
+        raise AssertionError(f"no process is the {name}")
+
+    # -- requests
+
+    def post(
+        self, path: str, document: Any, tenant: str = "default", **more: Any
+    ) -> requests.Response:
+        return self.session.post(
+            self.address + path,
+            json=document,
+            headers={"X-Plait-Tenant": tenant},
+            timeout=120,
+            **more,
+        )
+
+    def get(self, path: str, tenant: str = "default") -> Any:
+        answer = self.session.get(
+            self.address + path, headers={"X-Plait-Tenant": tenant}, timeout=30
+        )
+        answer.raise_for_status()
+        return answer.json()
+
+    def submit(self, model: str, tenant: str = "default", **document: Any) -> str:
+        answer = self.post("/v1/tasks", {"model": model, "input": document}, tenant)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def wait(
+        self, task_id: str, tenant: str = "default", timeout_s: float = 90.0
+    ) -> dict[str, Any]:
+        """The task once it is final."""
+
+        def look() -> dict[str, Any] | None:
+            task = self.get(f"/v1/tasks/{task_id}", tenant)
+            return task if task["state"] not in ("queued", "leased") else None
+
+        return wait_for(f"task {task_id} to end", look, timeout_s)
+
+    def plait(self, *arguments: str) -> subprocess.Popen[str]:
+        """The command line, its output as text."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "scheduler.cli", *arguments],
+            env={k: v for k, v in self.environment.items() if k not in ("PLAIT_HOST",)},
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def events(system: System, task_id: str, cursor: int = 0) -> Iterator[dict[str, Any]]:
+    """A task's server-sent events, as JSON documents, until the stream ends."""
+    url = f"{system.address}/v1/tasks/{task_id}/events?cursor={cursor}"
+    with requests.get(url, stream=True, timeout=60) as answer:
+        for line in answer.iter_lines():
+            if line.startswith(b"data: "):
+                yield json.loads(line[6:])

@@ -1,0 +1,55 @@
+"""Settings: declared once, refused loudly."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler.errors import StartupError
+from scheduler.settings import Settings, load
+
+
+def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAIT_HTTP_PORT", "9001")
+
+    assert load().http_port == 9001
+    assert load({"http_port": 9002}).http_port == 9002
+
+
+def test_an_option_that_was_not_given_leaves_the_default() -> None:
+    assert load({"http_port": None}).http_port == 8700
+
+
+def test_an_unknown_variable_is_named_with_those_that_exist(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PLAIT_HTTP_PROT", "9001")
+
+    with pytest.raises(StartupError, match=r"PLAIT_HTTP_PROT; known are: .*PLAIT_HTTP_PORT"):
+        load()
+
+
+def test_every_malformed_setting_is_named_at_once() -> None:
+    with pytest.raises(StartupError, match=r"http_port.*'many'.*lease_ttl_s.*-1"):
+        load({"http_port": "many", "lease_ttl_s": -1})
+
+
+def test_models_are_separated_by_commas() -> None:
+    assert load({"models": "demo, minilm"}).models == ("demo", "minilm")
+
+
+def test_a_child_process_reads_back_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = load({"models": "a,b", "http_port": 1234})
+    for name, value in parent.to_environment().items():
+        monkeypatch.setenv(name, value)
+
+    child = load()
+
+    assert child.models == parent.models
+    assert child.http_port == parent.http_port
+    assert child.state == parent.state.absolute()
+
+
+def test_every_setting_has_a_sentence() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
