@@ -1,0 +1,70 @@
+"""Where an engine's threads leave answers and the handler's thread picks them up.
+
+Each open request has its own list. Answers for a request that was dropped are thrown away, so a
+producer need not know that a client left. Adjacent chunks become one: what piled up while nobody
+looked costs one frame. It does not know what an answer means beyond that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from handlers.engines.base import Answer, is_final
+from handlers.wire import Chunk
+
+
+class Outbox:
+    """Answers by request, safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, list[Answer]] = {}
+        self._news = threading.Condition()
+
+    def __repr__(self) -> str:
+        return f"<Outbox open={len(self._answers)}>"
+
+    def open(self, request_id: str) -> None:
+        """Begin to keep answers for a request."""
+        with self._news:
+            self._answers[request_id] = []
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request and what it has; one that is not open is ignored."""
+        with self._news:
+            self._answers.pop(request_id, None)
+
+    def put(self, request_id: str, answers: Iterable[Answer]) -> None:
+        """Add answers; they are thrown away when the request is not open."""
+        with self._news:
+            kept = self._answers.get(request_id)
+            if kept is None:
+                return
+            for answer in answers:
+                _append(kept, answer)
+            self._news.notify_all()
+
+    def take(self, request_id: str) -> list[Answer]:
+        """What is there for a request; taking its final answer closes it."""
+        with self._news:
+            answers = self._answers.get(request_id)
+            if not answers:
+                return []
+            if is_final(answers[-1]):
+                del self._answers[request_id]
+            else:
+                self._answers[request_id] = []
+            return answers
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until some request has answers; returns whether one has."""
+        with self._news:
+            return self._news.wait_for(lambda: any(self._answers.values()), timeout_s)
+
+
+def _append(answers: list[Answer], answer: Answer) -> None:
+    last = answers[-1] if answers else None
+    if isinstance(last, Chunk) and isinstance(answer, Chunk):
+        answers[-1] = Chunk(last.token_ids + answer.token_ids, last.text + answer.text)
+    else:
+        answers.append(answer)
