@@ -1,13 +1,42 @@
 """One model's YAML as a frozen, validated record.
 
-(contract: the fields are settled, the parser is being written)
+A file ``model_configs/<name>.yaml`` has TorchServe's own keys at the top and Plait's under
+``plait:``. The whole file is checked before anything is used, every problem is reported at once,
+and each names file, line and key; what is allowed is said in ``model_schema``. The archive builder
+writes the same format into each replica's folder, so the worker reads its settings with the same
+code.
+
+It does not know whether the source exists, nor what devices the machine has.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from handlers import model_schema
+from handlers.yaml_lines import Document, Problem, UnreadableYaml, read
+
+#: Names that are safe as a file, a TorchServe model and a metric's label. ``__r`` is what
+#: separates a model's name from its replica's number.
+NAME_PATTERN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+REPLICA_MARK: Final = "__r"
+
+#: TorchServe's own defaults, said explicitly because it applies them whatever the server is set to.
+DEFAULT_RESPONSE_TIMEOUT_S: Final = 120
+DEFAULT_STARTUP_TIMEOUT_S: Final = 120
+DEFAULT_PREFILL_CHUNK: Final = 128
+
+
+class ModelConfigError(ValueError):
+    """A model's YAML cannot be used; the text has one line per problem."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +96,129 @@ class ModelConfig:
 
 
 def load(path: Path) -> ModelConfig:
-    """Raises ModelConfigError (a ValueError) whose text is `<file>:<line>: <what is wrong and what is allowed>`."""
-    raise NotImplementedError
+    """The model that ``path`` describes, named after the file unless ``plait.name`` says otherwise.
+
+    Raises:
+        ModelConfigError: every problem of the file, each a line ``<file>:<line>: <key>: <what>``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelConfigError([f"{path}:1: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ModelConfigError([f"{path}:1: is not UTF-8 at byte {error.start}"]) from None
+    return parse(text, path, engine_names())
 
 
 def load_folder(folder: Path) -> dict[str, ModelConfig]:
-    """Every model of a folder, by name (the file's stem)."""
-    raise NotImplementedError
+    """Every model of a folder, by name (the file's stem).
+
+    Raises:
+        ModelConfigError: every problem of every file, or there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ModelConfigError([f"{folder}:1: is no folder; models are described in *.yaml there"])
+    models: dict[str, ModelConfig] = {}
+    wrong: list[str] = []
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            models[path.stem] = load(path)
+        except ModelConfigError as error:
+            wrong += error.lines
+    if wrong:
+        raise ModelConfigError(wrong)
+    return models
+
+
+def engine_names() -> frozenset[str]:
+    """The engines there are: the public files of handlers/engines."""
+    files = (Path(__file__).parent / "engines").glob("[!_]*.py")
+    return frozenset({"pipelined", "encoder"} | {file.stem for file in files}) - {"base"}
+
+
+def parse(text: str, path: Path, engines: Collection[str]) -> ModelConfig:
+    """The model in ``text``, which ``path`` names in messages and relative folders start from.
+
+    Raises:
+        ModelConfigError: every problem of the text.
+    """
+    try:
+        document = read(text)
+    except UnreadableYaml as error:
+        raise ModelConfigError([_line(path, None, problem) for problem in error.problems]) from None
+    problems = _check(document.value, path.stem, engines)
+    if problems:
+        ordered = sorted(problems, key=lambda problem: document.line(problem.path))
+        raise ModelConfigError([_line(path, document, problem) for problem in ordered])
+    return _build(document.value, path)
+
+
+def _check(value: object, stem: str, engines: Collection[str]) -> list[Problem]:
+    if value is None:
+        return [Problem((), "is empty; it must describe a model")]
+    if not isinstance(value, dict):
+        return [Problem((), f"must hold keys and values, not {model_schema.show(value)}")]
+    problems = model_schema.check(value, engines)
+    plait = value.get("plait")
+    inner = isinstance(plait, dict) and isinstance(plait.get("name"), str)
+    name = plait["name"] if inner and isinstance(plait, dict) else stem
+    if not is_model_name(name):
+        path = ("plait", "name") if inner else ()
+        problems.append(Problem(path, f"the model's name {name!r} {NAME_RULE}"))
+    return problems
+
+
+NAME_RULE: Final = (
+    f"must match {NAME_PATTERN.pattern} and not contain {REPLICA_MARK!r}, which marks replicas"
+)
+
+
+def is_model_name(name: str) -> bool:
+    return NAME_PATTERN.fullmatch(name) is not None and REPLICA_MARK not in name
+
+
+def _line(path: Path, document: Document | None, problem: Problem) -> str:
+    line = problem.line or (document.line(problem.path) if document else 1)
+    key = f"{problem.key}: " if problem.path else ""
+    return f"{path}:{line}: {key}{problem.message}"
+
+
+def _build(value: dict[str, Any], path: Path) -> ModelConfig:
+    """The record of a document that passed every check."""
+    plait = value["plait"]
+    partition, lanes = plait.get("partition", "auto"), plait.get("lanes", "auto")
+    devices = value.get("deviceIds")
+    return ModelConfig(
+        name=plait.get("name", path.stem),
+        task=plait["task"],
+        source=_source(plait["source"], path),
+        engine=plait["engine"],
+        dtype=plait["dtype"],
+        num_stages=value.get("torchrun", {}).get("nproc-per-node", 1),
+        partition=None if partition == "auto" else tuple(partition),
+        num_lanes=None if lanes == "auto" else lanes,
+        max_batch=value["batchSize"],
+        max_context=plait["max_context"],
+        prefill_chunk=plait.get("prefill_chunk", min(DEFAULT_PREFILL_CHUNK, plait["max_context"])),
+        num_replicas=plait.get("replicas", 1),
+        device_type=value["deviceType"],
+        device_ids=None if devices is None else tuple(devices),
+        response_timeout_s=value.get("responseTimeout", DEFAULT_RESPONSE_TIMEOUT_S),
+        startup_timeout_s=value.get("startupTimeout", DEFAULT_STARTUP_TIMEOUT_S),
+        torchserve={key: given for key, given in value.items() if key != "plait"},
+    )
+
+
+def _source(given: dict[str, str], path: Path) -> Source:
+    kind = next(kind for kind in ("folder", "hub", "package") if kind in given)
+    location = given[kind]
+    if kind == "folder":
+        location = str(_folder(Path(location).expanduser(), path.absolute().parent))
+    return Source(kind, location, given.get("revision"), given.get("subfolder", ""))
+
+
+def _folder(folder: Path, beside: Path) -> Path:
+    """A source's folder: beside the YAML if it is there, else from the folder above that."""
+    if folder.is_absolute():
+        return folder
+    return beside / folder if (beside / folder).is_dir() else beside.parent / folder
