@@ -1,0 +1,115 @@
+"""Any process dies in the middle of a generation, and the answer does not change.
+
+Each victim is killed with SIGKILL once some tokens have arrived; whoever watches sees exactly the
+tokens of an undisturbed run, none missing and none twice, and the attempts say what happened.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from tests.acceptance.conftest import Reference
+from tests.acceptance.system import System, events, wait_for
+
+pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
+
+NUM_TOKENS = 600
+VICTIMS: dict[str, Callable[[System], psutil.Process]] = {
+    "rank 0": lambda system: system.rank("demo", 0),
+    "rank 1": lambda system: system.rank("demo", 1),
+    "the runner": lambda system: system.part("runner"),
+    "the control plane": lambda system: system.part("control"),
+}
+
+
+def watch_to_the_end(system: System, task: str) -> list[int]:
+    """A client's tokens; it attaches again with its cursor whenever its stream breaks."""
+    import requests
+
+    tokens: list[int] = []
+    cursor = 0
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            for event in events(system, task, cursor):
+                tokens += event.get("token_ids", ())
+                cursor = event.get("cursor", cursor)
+                if event.get("state") in ("succeeded", "failed", "cancelled", "expired"):
+                    return tokens
+        except requests.RequestException:
+            time.sleep(0.1)
+    raise AssertionError(f"the task did not end; {len(tokens)} tokens came")
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_killed_process_costs_no_token(system: System, reference: Reference, victim: str) -> None:
+    prompt = f"# {victim}\nimport os\n"
+    task = system.submit("demo", prompt=prompt, max_new_tokens=NUM_TOKENS, ignore_eos=True)
+    wait_for("the first tokens", lambda: num_chunks(system, task) > 10)
+
+    VICTIMS[victim](system).kill()
+    tokens = watch_to_the_end(system, task)
+
+    final = system.wait(task)
+    assert final["state"] == "succeeded", final
+    assert tokens == final["result"]["token_ids"]
+    assert tokens == reference.tokens(prompt, NUM_TOKENS)
+    if victim != "the control plane":  # the others keep working while it is away
+        assert len(final["attempts"]) >= 2
+        assert final["attempts"][0]["outcome"] == "lost"
+        assert final["attempts"][0]["reason"]
+
+
+def num_chunks(system: System, task: str) -> int:
+    return int(system.get(f"/v1/tasks/{task}")["num_chunks"])
+
+
+def test_the_command_line_resumes_by_itself_when_the_control_plane_is_killed(
+    system: System, reference: Reference
+) -> None:
+    prompt = "def resume(self):\n"
+    process = system.plait("generate", prompt, "--max-new-tokens", str(NUM_TOKENS))
+    task = wait_for(
+        "its task to run",
+        lambda: next(
+            (t for t in system.get("/v1/tasks?state=leased")["tasks"] if t["num_chunks"] > 5), None
+        ),
+    )
+
+    system.part("control").kill()
+    output, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 0, errors
+    assert output.rstrip("\n") == reference.text(prompt, NUM_TOKENS).rstrip("\n")
+    assert task["model"] == "demo"
+
+
+def test_a_client_that_leaves_its_stream_frees_the_slot_within_a_second(system: System) -> None:
+    body = {"prompt": "x = ", "max_new_tokens": 900, "ignore_eos": True, "stream": True}
+    answer = system.post("/predictions/demo", body, stream=True)
+    list(itertools.islice(answer.iter_lines(), 3))
+    task = answer.headers["X-Plait-Task-Id"]
+
+    answer.close()
+
+    def is_free() -> bool:
+        nodes = system.get("/v1/workers")["nodes"]
+        return not any(r["in_flight"] for n in nodes for r in n["replicas"] if r["model"] == "demo")
+
+    wait_for("the slot to be free", is_free, timeout_s=1.0)
+    assert system.wait(task)["state"] == "cancelled"
+
+
+def test_a_submitted_task_goes_on_when_its_watcher_leaves(system: System) -> None:
+    task = system.submit("demo", prompt="y = ", max_new_tokens=200, ignore_eos=True)
+    list(itertools.islice(events(system, task), 5))
+
+    final = system.wait(task)
+
+    assert final["state"] == "succeeded"
+    assert len(final["result"]["token_ids"]) == 200
