@@ -1,0 +1,212 @@
+"""What a runner holds, and what it owes the control plane.
+
+Events in (a grant, a chunk, an acknowledgement, a welcome), messages and orders out, as values.
+Three rules. Chunks are numbered here, going on from the grant's number, and kept until they are
+acknowledged. An outcome is kept until its acknowledgement is final. While there is no welcomed
+connection nothing is sent: a welcome says what the journal lacks, and that is sent again.
+
+It knows no clock, no socket and no TorchServe.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from handlers.wire import Chunk, Failure, Finish
+from scheduler.rpc import plait_pb2 as pb
+
+
+@dataclass(slots=True)
+class Lease:
+    """A task this runner has the right to work on."""
+
+    task_id: str
+    fence: int
+    replica: str
+    #: What is posted to TorchServe.
+    document: Mapping[str, Any]
+    #: Number the next chunk gets.
+    next_seq: int
+    #: Sent or to be sent, and not yet known to be on disk; in the order of their numbers.
+    unacknowledged: deque[pb.RunnerMessage] = field(default_factory=deque)
+    #: Text that came without tokens: it goes out with what follows it.
+    held_text: str = ""
+    #: The outcome, from the moment there is one.
+    outcome: pb.RunnerMessage | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.task_id, self.fence
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do after an event."""
+
+    send: tuple[pb.RunnerMessage, ...] = ()
+    start: tuple[Lease, ...] = ()
+    #: Leases to stop working on.
+    stop: tuple[tuple[str, int], ...] = ()
+
+
+class RunnerCore:
+    """The leases of one runner."""
+
+    def __init__(self) -> None:
+        self._leases: dict[str, Lease] = {}
+        self._is_welcome = False
+
+    def __repr__(self) -> str:
+        unacknowledged = sum(len(lease.unacknowledged) for lease in self._leases.values())
+        return f"<RunnerCore leases={len(self._leases)} unacknowledged={unacknowledged}>"
+
+    def held(self) -> list[pb.HeldLease]:
+        """Every lease, those that wait for their last acknowledgement included."""
+        return [pb.HeldLease(task_id=x.task_id, fence=x.fence) for x in self._leases.values()]
+
+    def in_flight(self) -> dict[str, int]:
+        """Leases that are being worked on, by replica."""
+        counts: dict[str, int] = {}
+        for lease in self._leases.values():
+            if lease.outcome is None:
+                counts[lease.replica] = counts.get(lease.replica, 0) + 1
+        return counts
+
+    def working_on(self, replica: str) -> list[tuple[str, int]]:
+        """Leases the replica works on."""
+        leases = self._leases.values()
+        return [x.key for x in leases if x.replica == replica and x.outcome is None]
+
+    def granted(self, grant: pb.Grant) -> Step:
+        """Take a lease; one with an older fence for the task ends. A repeat changes nothing."""
+        known = self._leases.get(grant.task_id)
+        if known is not None and known.fence >= grant.fence:
+            return Step()
+        document = json.loads(grant.document_json)
+        if grant.generated:
+            document["generated"] = list(grant.generated)
+        lease = Lease(grant.task_id, grant.fence, grant.replica, document, grant.next_seq)
+        self._leases[grant.task_id] = lease
+        return Step(start=(lease,), stop=(known.key,) if known is not None else ())
+
+    def produced(self, task_id: str, fence: int, chunk: Chunk) -> Step:
+        """Number a chunk and send it."""
+        lease = self._find(task_id, fence)
+        if lease is None or lease.outcome is not None:
+            return Step()
+        if not chunk.token_ids:
+            # The tail of a text. Were it written down and the worker lost before its finish, the
+            # next attempt, which knows tokens only, would send the tail again.
+            lease.held_text += chunk.text
+            return Step()
+        return self._progress(lease, chunk.token_ids, chunk.text)
+
+    def finished(self, task_id: str, fence: int, finish: Finish) -> Step:
+        """Send what was held back, then the end of a generation."""
+        lease = self._find(task_id, fence)
+        if lease is None or lease.outcome is not None:
+            return Step()
+        tail = self._progress(lease, (), "") if lease.held_text else Step()
+        result = {
+            "finish_reason": finish.reason,
+            "num_prompt_tokens": finish.num_prompt_tokens,
+            "num_output_tokens": finish.num_output_tokens,
+        }
+        end = self.answered(task_id, fence, result)
+        return Step(send=tail.send + end.send)
+
+    def answered(self, task_id: str, fence: int, result: Mapping[str, Any]) -> Step:
+        """Send a whole result."""
+        text = json.dumps(result, separators=(",", ":"))
+        return self._end(task_id, fence, finish=pb.Finish(result_json=text))
+
+    def refused(self, task_id: str, fence: int, failure: Failure) -> Step:
+        """Send that the request is at fault."""
+        error = pb.Error(status=failure.status, message=failure.message, field=failure.field)
+        return self._end(task_id, fence, finish=pb.Finish(error=error))
+
+    def lost(self, task_id: str, fence: int, reason: str) -> Step:
+        """Give the lease back: the attempt was lost through no fault of the task."""
+        return self._end(task_id, fence, release=pb.Release(reason=reason))
+
+    def acknowledged(self, ack: pb.Ack) -> None:
+        """Forget what is on disk."""
+        lease = self._find(ack.task_id, ack.fence)
+        if lease is None:
+            return
+        self._trim(lease, ack.next_seq)
+        if ack.is_final:
+            del self._leases[ack.task_id]
+
+    def cancelled(self, task_id: str, fence: int) -> Step:
+        """The lease has ended: stop, and say nothing more about it."""
+        if self._find(task_id, fence) is None:
+            return Step()
+        del self._leases[task_id]
+        return Step(stop=((task_id, fence),))
+
+    def disconnected(self) -> None:
+        """Keep what there is to say until the next welcome."""
+        self._is_welcome = False
+
+    def welcomed(self, kept: Iterable[pb.Ack]) -> Step:
+        """Drop what was given away, and send again what the journal lacks."""
+        self._is_welcome = True
+        next_seqs = {(ack.task_id, ack.fence): ack.next_seq for ack in kept}
+        stop, send = [], []
+        for lease in list(self._leases.values()):
+            if lease.key not in next_seqs:
+                del self._leases[lease.task_id]
+                stop.append(lease.key)
+                continue
+            self._trim(lease, next_seqs[lease.key])
+            send += [*lease.unacknowledged, *([lease.outcome] if lease.outcome else [])]
+        return Step(send=tuple(send), stop=tuple(stop))
+
+    def _find(self, task_id: str, fence: int) -> Lease | None:
+        lease = self._leases.get(task_id)
+        return lease if lease is not None and lease.fence == fence else None
+
+    def _progress(self, lease: Lease, token_ids: tuple[int, ...], text: str) -> Step:
+        message = pb.RunnerMessage(
+            progress=pb.Progress(
+                task_id=lease.task_id,
+                fence=lease.fence,
+                seq=lease.next_seq,
+                token_ids=token_ids,
+                text=lease.held_text + text,
+            )
+        )
+        lease.held_text = ""
+        lease.next_seq += 1
+        lease.unacknowledged.append(message)
+        return self._send(message)
+
+    def _end(
+        self,
+        task_id: str,
+        fence: int,
+        finish: pb.Finish | None = None,
+        release: pb.Release | None = None,
+    ) -> Step:
+        lease = self._find(task_id, fence)
+        if lease is None or lease.outcome is not None:
+            return Step()
+        for outcome in (finish, release):
+            if outcome is not None:
+                outcome.task_id, outcome.fence = task_id, fence
+        lease.outcome = pb.RunnerMessage(finish=finish, release=release)
+        return self._send(lease.outcome)
+
+    def _send(self, message: pb.RunnerMessage) -> Step:
+        return Step(send=(message,)) if self._is_welcome else Step()
+
+    @staticmethod
+    def _trim(lease: Lease, next_seq: int) -> None:
+        waiting = lease.unacknowledged
+        while waiting and waiting[0].progress.seq < next_seq:
+            waiting.popleft()

@@ -1,0 +1,253 @@
+"""The runner: pulls leases over one gRPC stream and works them off at the local TorchServe.
+
+One asyncio task streams each lease; what it reads becomes events of
+:class:`~scheduler.runner.core.RunnerCore`, and what that answers is sent. When the stream to the
+control plane breaks, the work goes on, its output waits in the core, and a new stream begins with
+a hello that names every lease held. Stopping work on a lease closes its connection to TorchServe,
+which is how that learns that nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from handlers.model_config import ModelConfig
+from handlers.wire import Chunk, Failure, Finish
+from scheduler.clock import Clock
+from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc import plait_pb2_grpc as rpc
+from scheduler.runner.core import Lease, RunnerCore, Step
+from scheduler.runner.replicas import Listeners, Replicas
+from scheduler.torchserve.inference import Answer, Inference, WorkerLost
+from scheduler.torchserve.management import Management
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL: Final = 1
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 2.0
+#: How often to say something before the control plane has said what it wants.
+_DEFAULT_HEARTBEAT_S: Final = 2.0
+#: A machine that vanished without a word is noticed in the sum of the two.
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_send_message_length", 64 * 1024 * 1024),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this runner is."""
+
+    #: Stable over restarts.
+    runner_id: str
+    node: str
+    num_devices: int = 0
+    #: New with each process.
+    session_id: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+def load_runner_id(state: Path) -> str:
+    """This state folder's runner id, made at the first call."""
+    path = state / "runner_id"
+    with contextlib.suppress(FileNotFoundError):
+        if known := path.read_text("utf-8").strip():
+            return known
+    state.mkdir(parents=True, exist_ok=True)
+    runner_id = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    path.write_text(runner_id + "\n", "utf-8")
+    return runner_id
+
+
+class Runner:
+    """One node's runner."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        target: str,
+        inference: Inference,
+        management: Management,
+        configs: Mapping[str, ModelConfig],
+        store: Path,
+        clock: Clock,
+        *,
+        poll_s: float = 1.0,
+    ) -> None:
+        """``target`` is ``host:port`` of the control plane's gRPC server."""
+        self._identity = identity
+        self._target = target
+        self._inference = inference
+        self._core = RunnerCore()
+        listeners = Listeners(self._core.in_flight, self._replicas_changed, self._replica_broken)
+        self._replicas = Replicas(management, configs, store, clock, listeners, poll_s=poll_s)
+        self._heartbeat_s = _DEFAULT_HEARTBEAT_S
+        self._work: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._outbox: asyncio.Queue[pb.RunnerMessage] | None = None
+
+    def __repr__(self) -> str:
+        is_connected = self._outbox is not None
+        return f"<Runner {self._identity.runner_id} connected={is_connected} {self._core!r}>"
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._replicas.run(), name="replicas")
+                group.create_task(self._stay_connected(), name="connection")
+        finally:
+            self._stop(tuple(self._work))
+
+    # -- the stream to the control plane
+
+    async def _stay_connected(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            was_welcome = False
+            try:
+                was_welcome = await self._converse()
+                reason = "the control plane ended the stream"
+            except grpc.aio.AioRpcError as error:
+                reason = f"{error.code().name}: {error.details()}"
+            pause_s = _FIRST_PAUSE_S if was_welcome else min(pause_s * 2, _LONGEST_PAUSE_S)
+            log.warning("control_plane_lost", target=self._target, reason=reason, retry_s=pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _converse(self) -> bool:
+        """Speak with the control plane until the stream ends; whether it welcomed this runner."""
+        was_welcome = False
+        outbox: asyncio.Queue[pb.RunnerMessage] = asyncio.Queue()
+        outbox.put_nowait(self._hello())
+        async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
+            call = rpc.RunnerServiceStub(channel).Connect(_drain(outbox))
+            heart = asyncio.create_task(self._beat(outbox), name="heartbeat")
+            try:
+                async for message in call:
+                    if message.WhichOneof("body") == "welcome":
+                        was_welcome = True
+                        self._outbox = outbox
+                        log.info("control_plane_found", target=self._target)
+                    self._heard(message)
+            finally:
+                self._outbox = None
+                self._core.disconnected()
+                heart.cancel()
+                call.cancel()
+        return was_welcome
+
+    def _hello(self) -> pb.RunnerMessage:
+        who = self._identity
+        hello = pb.Hello(
+            runner_id=who.runner_id,
+            session_id=who.session_id,
+            node=who.node,
+            protocol=PROTOCOL,
+            num_devices=who.num_devices,
+            held=self._core.held(),
+            replicas=self._replicas.report(),
+        )
+        return pb.RunnerMessage(hello=hello)
+
+    async def _beat(self, outbox: asyncio.Queue[pb.RunnerMessage]) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            outbox.put_nowait(self._heartbeat())
+
+    def _heartbeat(self) -> pb.RunnerMessage:
+        beat = pb.Heartbeat(held=self._core.held(), replicas=self._replicas.report())
+        return pb.RunnerMessage(heartbeat=beat)
+
+    def _heard(self, message: pb.ControlMessage) -> None:
+        match message.WhichOneof("body"):
+            case "welcome":
+                self._heartbeat_s = message.welcome.heartbeat_s or _DEFAULT_HEARTBEAT_S
+                self._do(self._core.welcomed(message.welcome.kept))
+            case "grant":
+                self._do(self._core.granted(message.grant))
+            case "cancel":
+                cancel = message.cancel
+                log.info("lease_ended", task_id=cancel.task_id, why=cancel.reason)
+                self._do(self._core.cancelled(cancel.task_id, cancel.fence))
+            case "ack":
+                self._core.acknowledged(message.ack)
+            case "desired_replicas":
+                self._replicas.want(message.desired_replicas.replicas)
+
+    # -- carrying out what the core says
+
+    def _do(self, step: Step) -> None:
+        self._stop(step.stop)
+        for lease in step.start:
+            task = asyncio.create_task(self._work_on(lease), name=f"lease {lease.task_id}")
+            self._work[lease.key] = task
+            task.add_done_callback(lambda task, key=lease.key: self._ended(key, task))
+        if self._outbox is not None:
+            for message in step.send:
+                self._outbox.put_nowait(message)
+
+    def _stop(self, keys: tuple[tuple[str, int], ...]) -> None:
+        for key in keys:
+            if (task := self._work.get(key)) is not None:
+                task.cancel()
+
+    def _ended(self, key: tuple[str, int], task: asyncio.Task[None]) -> None:
+        self._work.pop(key, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Only a fault of ours ends here; the task goes back instead of hanging.
+            log.error("lease_failed", task_id=key[0], exc_info=error)
+            self._do(self._core.lost(*key, f"the runner failed: {error!r}"))
+
+    async def _work_on(self, lease: Lease) -> None:
+        log.info("lease_started", task_id=lease.task_id, fence=lease.fence, replica=lease.replica)
+        try:
+            async with contextlib.aclosing(
+                self._inference.stream(lease.replica, lease.document)
+            ) as frames:
+                async for frame in frames:
+                    self._do(self._event(lease, frame))
+        except WorkerLost as lost:
+            log.warning("worker_lost", task_id=lease.task_id, reason=str(lost))
+            # Before the release: whoever hears of it must not choose the same replica again.
+            self._replicas.suspect(lease.replica, str(lost))
+            self._do(self._core.lost(*lease.key, str(lost)))
+        else:
+            log.info("lease_finished", task_id=lease.task_id, fence=lease.fence)
+
+    def _event(self, lease: Lease, frame: Chunk | Finish | Failure | Answer) -> Step:
+        match frame:
+            case Chunk():
+                return self._core.produced(*lease.key, frame)
+            case Finish():
+                return self._core.finished(*lease.key, frame)
+            case Failure():
+                return self._core.refused(*lease.key, frame)
+            case Answer():
+                return self._core.answered(*lease.key, frame.document)
+
+    # -- what the replicas tell
+
+    def _replicas_changed(self) -> None:
+        if self._outbox is not None:
+            self._outbox.put_nowait(self._heartbeat())
+
+    def _replica_broken(self, name: str, reason: str) -> None:
+        for key in self._core.working_on(name):
+            self._stop((key,))
+            self._do(self._core.lost(*key, f"{name} was removed: {reason}"))
+
+
+async def _drain(outbox: asyncio.Queue[Any]) -> AsyncIterator[Any]:
+    while True:
+        yield await outbox.get()
