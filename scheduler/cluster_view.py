@@ -23,7 +23,7 @@ class ReplicaView:
     #: TorchServe's name for it, such as ``demo__r0``.
     name: str
     model: str
-    #: "starting", "ready", "draining", "stopped" or "failed"; only "ready" takes work.
+    #: "unknown", "starting", "ready", "draining" or "failed"; only "ready" takes work.
     state: str
     #: Tasks it works on at once.
     capacity: int

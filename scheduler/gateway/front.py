@@ -1,0 +1,202 @@
+"""What every protocol of the gateway does in the same way: accept, own, follow.
+
+A request becomes a task here and nowhere else. A client that waits on its own connection *owns*
+its task: when it leaves, the task is cancelled at once, unless it is the gateway that goes. It
+knows no protocol: what it raises is a ``PlaitError``, and every protocol writes that down its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+from handlers.model_config import ModelConfig
+from scheduler.clock import Clock
+from scheduler.cluster_view import Cluster
+from scheduler.errors import ModelNotFound, RequestError, Unavailable
+from scheduler.gateway.problems import GatewayClosing, NoReplicas
+from scheduler.gateway.submission import Options, check_vocabulary, decide, parse, texts_of
+from scheduler.gateway.tokens import Counter
+from scheduler.task import Task, TaskEvent
+from scheduler.task_book import TaskBook
+
+log = structlog.get_logger(__name__)
+
+#: The one version of a model there is; TorchServe's clients may name it.
+MODEL_VERSION = "1.0"
+#: Texts longer than this are counted in a thread, so that other requests do not wait.
+COUNT_INLINE_CHARS = 4000
+
+
+class Front:
+    """The gateway's side of the task book."""
+
+    def __init__(
+        self,
+        book: TaskBook,
+        models: Mapping[str, ModelConfig],
+        counters: Mapping[str, Counter],
+        cluster: Cluster,
+        clock: Clock,
+    ) -> None:
+        self.book = book
+        self.models = models
+        self.cluster = cluster
+        self._counters = counters
+        self._clock = clock
+        self._closing = asyncio.Event()
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Front models={len(self.models)} leaving={len(self._leaving)}>"
+
+    def model(self, name: str, version: str = "") -> ModelConfig:
+        """A model by its name.
+
+        Raises:
+            ModelNotFound: no such model, or no such version of it.
+        """
+        if (config := self.models.get(name)) is None:
+            raise ModelNotFound(name, list(self.models))
+        if version not in ("", MODEL_VERSION):
+            message = f"model {name!r} has no version {version!r}; there is {MODEL_VERSION!r}"
+            missing = ModelNotFound(name, list(self.models))
+            missing.message, missing.field = message, "version"
+            raise missing
+        return config
+
+    async def desired_replicas(self) -> dict[str, int]:
+        """Replicas that should run, by model."""
+        chosen = await self.book.desired_replicas()
+        return {n: chosen.get(n, config.num_replicas) for n, config in self.models.items()}
+
+    async def accept(
+        self, config: ModelConfig, document: Mapping[str, Any], options: Options, tenant: str
+    ) -> tuple[Task, bool]:
+        """Make a task of a request; False: the idempotency key already had it.
+
+        Raises:
+            InvalidRequest: a field cannot be served as it is.
+            IdempotencyConflict: the key belongs to another request.
+            Unavailable: not now; nothing was accepted, or the store does not know.
+        """
+        if self._closing.is_set():
+            raise GatewayClosing("this gateway is closing; try again in a moment")
+        request = parse(document, config)
+        counter = self._counters[config.name]
+        check_vocabulary(request, counter.vocabulary_size)
+        texts = texts_of(request)
+        if sum(map(len, texts)) > COUNT_INLINE_CHARS:
+            count = await asyncio.to_thread(counter.count, texts)
+        else:
+            count = counter.count(texts)
+        seed = _seed(tenant, options.idempotency_key)
+        now = self._clock.now()
+        submission = decide(request, config, count, options, tenant=tenant, seed=seed, now=now)
+        await self._require_replicas(config.name)
+        return await self.book.submit(submission)
+
+    @asynccontextmanager
+    async def owned(
+        self, config: ModelConfig, document: Mapping[str, Any], options: Options, tenant: str
+    ) -> AsyncIterator[Task]:
+        """Accept a task that lives no longer than this context, unless it has ended by then."""
+        accepting = asyncio.ensure_future(self.accept(config, document, options, tenant))
+        try:
+            # Shielded: a client that leaves during the commit still owns what was committed.
+            task, _ = await asyncio.shield(accepting)
+            yield task
+        except BaseException:
+            if not _is_refused(accepting):
+                self._let_go(accepting)
+            raise
+
+    async def follow(
+        self, task_id: str, cursor: int = 0, heartbeat_s: float | None = None
+    ) -> AsyncGenerator[TaskEvent | None, None]:
+        """Events of a task up to "end"; None whenever ``heartbeat_s`` passed without one.
+
+        Raises:
+            GatewayClosing: the gateway stops; the task goes on.
+        """
+        events = self.book.watch(task_id, cursor)
+        closing: asyncio.Future[Any] = asyncio.ensure_future(self._closing.wait())
+        pending: asyncio.Future[TaskEvent] | None = None
+        try:
+            while True:
+                pending = pending or asyncio.ensure_future(anext(events))
+                await asyncio.wait(
+                    (pending, closing), timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if pending.done():
+                    event, pending = pending.result(), None
+                    yield event
+                    if event.kind == "end":
+                        return
+                elif closing.done():
+                    raise GatewayClosing(f"this gateway is closing; task {task_id} goes on")
+                else:
+                    yield None
+        finally:
+            await _settle(pending, closing)
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
+
+    def close(self) -> None:
+        """Accept nothing new and end every stream; tasks whose clients then leave go on."""
+        self._closing.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until the cancellations of clients that left are on disk."""
+        while self._leaving:
+            await asyncio.gather(*self._leaving)
+
+    async def _require_replicas(self, model: str) -> None:
+        if (await self.desired_replicas())[model] == 0:
+            raise NoReplicas(
+                f"model {model!r} is scaled to 0 replicas, so nobody would serve the request; "
+                f"an operator can change that with PUT /v1/models/{model}/replicas"
+            )
+
+    def _let_go(self, accepting: asyncio.Future[tuple[Task, bool]]) -> None:
+        leaving = asyncio.create_task(self._cancel_abandoned(accepting))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _cancel_abandoned(self, accepting: asyncio.Future[tuple[Task, bool]]) -> None:
+        try:
+            task, is_new = await accepting
+            # A repeat with the same key only watches; the task belongs to who was first.
+            if is_new and not self._closing.is_set():
+                await self.book.cancel(task.id, reason="the client left")
+        except RequestError:
+            return  # Refused after its client had left: nothing was accepted.
+        except Unavailable as error:
+            log.warning("abandoned_task_not_cancelled", error=str(error))
+
+
+def _seed(tenant: str, key: str | None) -> int:
+    """Drawn anew for each request, save that repeats under one key have to be the same request."""
+    if key is None:
+        return secrets.randbits(63)
+    digest = hashlib.sha256(f"{tenant}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _is_refused(accepting: asyncio.Future[Any]) -> bool:
+    if not accepting.done() or accepting.cancelled():
+        return accepting.cancelled()
+    return accepting.exception() is not None
+
+
+async def _settle(*futures: asyncio.Future[Any] | None) -> None:
+    live = [future for future in futures if future is not None and not future.done()]
+    for future in live:
+        future.cancel()
+    await asyncio.gather(*live, return_exceptions=True)

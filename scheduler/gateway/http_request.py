@@ -1,0 +1,88 @@
+"""What the HTTP handlers read from a request the same way: tenant, JSON body, query.
+
+Each reader returns a value that is right or raises an ``InvalidRequest`` that names the header,
+field or query parameter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+from aiohttp import web
+
+from scheduler.errors import InvalidRequest
+from scheduler.gateway.bodies import is_json, json_object
+from scheduler.gateway.front import Front
+
+FRONT: Final = web.AppKey("front", Front)
+REQUEST_ID_HEADER: Final = "X-Request-Id"
+TASK_HEADER: Final = "X-Plait-Task-Id"
+TENANT_HEADER: Final = "X-Plait-Tenant"
+STREAM_HEADER: Final = "X-Plait-Stream"
+KEY_HEADER: Final = "Idempotency-Key"
+#: Where a handler leaves the id of its request's task, for the header of the answer.
+TASK_ID: Final = "task_id"
+
+DEFAULT_TENANT: Final = "default"
+_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def tenant_of(request: web.Request) -> str:
+    """Whom the request is accounted to."""
+    return parse_tenant(request.headers.get(TENANT_HEADER), TENANT_HEADER)
+
+
+def parse_tenant(given: str | None, field: str) -> str:
+    """A tenant's name; None is the default tenant."""
+    if given is None:
+        return DEFAULT_TENANT
+    if not _TENANT.fullmatch(given):
+        allowed = "1 to 64 letters, digits, '_', '.' and '-'"
+        raise InvalidRequest(f"{field}: {given!r:.100} is no tenant; use {allowed}", field=field)
+    return given
+
+
+def content_type_of(request: web.Request) -> str | None:
+    """The content type as the client sent it; None when it sent none."""
+    return request.content_type if request.headers.get("Content-Type") else None
+
+
+async def json_body(request: web.Request, allowed: Collection[str]) -> dict[str, Any]:
+    """The JSON object of a request whose fields are ``allowed`` ones."""
+    content_type = content_type_of(request)
+    if content_type is not None and not is_json(content_type):
+        message = f"Content-Type: {content_type!r} is not taken here; send application/json"
+        raise InvalidRequest(message, field="Content-Type", status=415)
+    document = json_object(await request.read())
+    refuse_unknown(document, allowed)
+    return document
+
+
+def refuse_unknown(given: Mapping[str, Any], allowed: Collection[str]) -> None:
+    """Refuse a field or query parameter that would otherwise be ignored in silence."""
+    for name in given:
+        if name not in allowed:
+            message = f"{name:.64}: unknown; allowed are: {', '.join(allowed)}"
+            raise InvalidRequest(message, field=name[:64])
+
+
+def query_integer(request: web.Request, name: str, low: int, high: int, default: int) -> int:
+    """A whole number from the query."""
+    given = request.query.get(name)
+    if given is None:
+        return default
+    if not re.fullmatch(r"-?[0-9]{1,18}", given) or not low <= int(given) <= high:
+        message = f"is {given!r:.40}; allowed are whole numbers from {low} to {high}"
+        raise InvalidRequest(f"{name}: {message}", field=name)
+    return int(given)
+
+
+def parse_flag(given: str | None, field: str) -> bool | None:
+    """ "true" or "false" from a header or the query; None when it is not there."""
+    if given is None:
+        return None
+    if given.lower() not in ("true", "false"):
+        raise InvalidRequest(f"{field}: must be true or false, not {given!r:.40}", field=field)
+    return given.lower() == "true"
