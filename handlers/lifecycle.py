@@ -127,6 +127,8 @@ class Lifecycle:
             return self._parse(body)
         if isinstance(body, str):
             body = body.encode("utf-8", "surrogatepass")
+        elif not isinstance(body, bytes | bytearray | None):  # any other JSON value, decoded
+            body = json.dumps(body).encode()
         return self._parse(decode_object(bytes(body or b"")))
 
     def _take(self, engine: Engine, request_id: str) -> list[Answer]:
