@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as TokenIds
 from pathlib import Path
+
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
