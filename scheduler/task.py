@@ -134,7 +134,13 @@ class Task:
     finished_at: float | None = None
     #: The answer of a task that succeeded.
     result: Mapping[str, Any] | None = None
+    #: Why it failed or expired, or was cancelled if a reason was given.
     error: TaskError | None = None
+    #: Part of ``charged_cost`` that attempts which ended have used.
+    settled_cost: int = 0
+    #: What the running attempt's charge added to the flow's virtual time, in the policy's unit;
+    #: kept so that a refund is exact although the weight may have changed.
+    charged_virtual_time: int = 0
 
 
 @dataclass(frozen=True, slots=True)

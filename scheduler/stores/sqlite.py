@@ -1,0 +1,217 @@
+"""The embedded store: one SQLite file, one process.
+
+One thread writes. It takes every command that waits and runs them in one transaction, each inside a
+savepoint, so that a command that raises undoes only itself; one commit, one flush to disk, and all
+callers are answered. Queries run on a second connection, beside the writer. The journal mode is
+WAL with ``synchronous=FULL``: what was answered survives a power cut.
+
+A file belongs to one process; a lock file beside it names the owner. ``:memory:`` is a store that
+dies with its process, for tests.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar, cast
+
+from scheduler.errors import StartupError, StoreUnavailable
+from scheduler.stores import base
+from scheduler.stores._sqlite_transaction import Transaction
+from scheduler.stores._worker import Entry, Worker
+
+T = TypeVar("T")
+
+MEMORY = ":memory:"
+#: Commands in one commit; more would make the first wait long for its answer.
+MAX_BATCH = 256
+#: Seconds to wait for a lock that some other program holds on the file.
+BUSY_TIMEOUT_S = 5.0
+
+
+class Store(base.Store):
+    """A SQLite file, open until :meth:`close`.
+
+    Raises:
+        StartupError: the file is open in another process, cannot be opened, is no Plait store, or
+            was written by a newer Plait.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = str(path)
+        self._lock = None if self._path == MEMORY else _lock(Path(self._path))
+        self.num_commits = 0
+        try:
+            self._writer = _connect(self._path)
+            _migrate(self._writer, self._path)
+            self._reader = self._writer if self._lock is None else _connect(self._path)
+        except sqlite3.Error as error:
+            self._unlock()
+            raise StartupError(f"cannot open the store {self._path}: {error}") from error
+        except StartupError:
+            self._unlock()
+            raise
+        self._writing = Worker("store-writer", self._write, MAX_BATCH)
+        self._reading = self._writing
+        if self._lock is not None:
+            self._reader.execute("PRAGMA query_only = ON")
+            self._reading = Worker("store-reader", self._read, MAX_BATCH)
+        self._write_transaction = Transaction(self._writer)
+        self._read_transaction = Transaction(self._reader)
+
+    async def run(self, command: Callable[[base.Transaction], T]) -> T:
+        return cast(T, await self._writing.call(command))
+
+    async def read(self, query: Callable[[base.Transaction], T]) -> T:
+        return cast(T, await self._reading.call(query))
+
+    async def close(self) -> None:
+        await self._writing.close()
+        await self._reading.close()
+        self._writer.close()
+        self._reader.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __repr__(self) -> str:
+        return f"<Store {self._path} commits={self.num_commits}>"
+
+    # -- in the writer's thread
+
+    def _write(self, batch: Sequence[Entry]) -> None:
+        waiting = list(batch)
+        while waiting:
+            done = self._commit(waiting)
+            waiting = waiting[done:]
+
+    def _commit(self, entries: Sequence[Entry]) -> int:
+        """Run entries in one transaction; how many of them are answered, at least one."""
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            _refuse(entries, error)
+            return len(entries)
+        for done, entry in enumerate(entries, 1):
+            self._run_one(entry)
+            if not self._writer.in_transaction:
+                # SQLite gave up the whole transaction (disk full, I/O error): nothing of it is
+                # written. What has not run yet gets a transaction of its own.
+                _refuse(entries[:done], entry.error)
+                return done
+        try:
+            self._writer.execute("COMMIT")
+            self.num_commits += 1
+        except sqlite3.Error as error:
+            self._roll_back()
+            _refuse(entries, error)
+        return len(entries)
+
+    def _run_one(self, entry: Entry) -> None:
+        try:
+            self._writer.execute("SAVEPOINT command")
+            entry.value = entry.function(self._write_transaction)
+            self._writer.execute("RELEASE command")
+        except BaseException as error:  # noqa: BLE001  (it is the caller's, and raised there)
+            entry.error = _translated(error)
+            self._undo_one()
+
+    def _undo_one(self) -> None:
+        if not self._writer.in_transaction:
+            return
+        try:
+            self._writer.execute("ROLLBACK TO command")
+            self._writer.execute("RELEASE command")
+        except sqlite3.Error:
+            # Half a command must not be committed with the others; callers are told by _commit.
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
+
+    # -- in the reader's thread
+
+    def _read(self, batch: Sequence[Entry]) -> None:
+        try:
+            self._reader.execute("BEGIN")
+        except sqlite3.Error as error:
+            _refuse(batch, error)
+            return
+        for entry in batch:
+            try:
+                entry.value = entry.function(self._read_transaction)
+            except BaseException as error:  # noqa: BLE001  (it is the caller's, and raised there)
+                entry.error = _translated(error)
+        if self._reader.in_transaction:
+            self._reader.execute("ROLLBACK")
+
+
+def _translated(error: BaseException) -> BaseException:
+    """The error as callers know it: what the disk or the file did is not their fault."""
+    if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+        unavailable = StoreUnavailable(f"the store refused: {error}")
+        unavailable.__cause__ = error
+        return unavailable
+    return error
+
+
+def _refuse(entries: Sequence[Entry], error: BaseException | None) -> None:
+    """Answer with StoreUnavailable all that were not refused for a reason of their own."""
+    for entry in entries:
+        if entry.error is None:
+            entry.error = StoreUnavailable(f"the store refused: {error}")
+            entry.error.__cause__ = error
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: str) -> None:
+    """Apply the numbered files this database has not seen, each as one transaction."""
+    folder = resources.files("scheduler.stores") / "sql" / "sqlite"
+    scripts = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(scripts):
+        raise StartupError(
+            f"the store {path} has schema {version}, this Plait knows up to {len(scripts)}: "
+            "use the newer Plait that wrote it"
+        )
+    for number, script in enumerate(scripts[version:], version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {script.read_text()}; PRAGMA user_version = {number}; COMMIT;"
+        )
+
+
+def _lock(path: Path) -> int:
+    """Take the file for this process; the lock goes with the process, however it ends."""
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StartupError(f"cannot open the store {path}: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise StartupError(
+            f"the store {path} is open in process {owner}: stop it, or use another state folder"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
