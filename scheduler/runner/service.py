@@ -15,6 +15,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -131,7 +132,8 @@ class Runner:
         outbox: asyncio.Queue[pb.RunnerMessage] = asyncio.Queue()
         outbox.put_nowait(self._hello())
         async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
-            call = rpc.RunnerServiceStub(channel).Connect(_drain(outbox))
+            stub = rpc.RunnerServiceStub(channel)  # type: ignore[no-untyped-call]
+            call = stub.Connect(_drain(outbox))
             heart = asyncio.create_task(self._beat(outbox), name="heartbeat")
             try:
                 async for message in call:
@@ -192,7 +194,7 @@ class Runner:
         for lease in step.start:
             task = asyncio.create_task(self._work_on(lease), name=f"lease {lease.task_id}")
             self._work[lease.key] = task
-            task.add_done_callback(lambda task, key=lease.key: self._ended(key, task))
+            task.add_done_callback(partial(self._ended, lease.key))
         if self._outbox is not None:
             for message in step.send:
                 self._outbox.put_nowait(message)

@@ -1,0 +1,170 @@
+"""Decides which replicas each node should run.
+
+What runs stays where it is. A replica too many goes: first one that is not ready, then the one with
+the least in flight, then the highest index. A new one goes to the node with the fewest of its model
+that has enough devices free, under the lowest index nobody uses. A replica that is on its way out
+holds its name and its devices until it is gone, so no two workers ever share a device.
+
+Pure: nodes as they were seen and counts as they are wanted go in, a plan comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from handlers.model_config import ModelConfig
+from scheduler.cluster_view import READY, NodeView, ReplicaView
+from scheduler.torchserve.archive import parse_replica_name, replica_name
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A replica that should run, and the devices it gets."""
+
+    name: str
+    model: str
+    device_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every node should run."""
+
+    #: By runner id; every node seen has an entry.
+    replicas: Mapping[str, tuple[Placed, ...]]
+    #: Why fewer run than are wanted, by model.
+    shortages: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Node:
+    view: NodeView
+    present: dict[str, ReplicaView]
+    wanted: dict[str, Placed] = field(default_factory=dict)
+    taken: set[int] = field(default_factory=set)
+
+    def free(self, config: ModelConfig) -> list[int]:
+        """Devices the model may use here that nobody holds."""
+        allowed = range(self.view.num_devices) if config.device_ids is None else config.device_ids
+        return [d for d in allowed if d < self.view.num_devices and d not in self.taken]
+
+
+def place(
+    desired: Mapping[str, int],
+    configs: Mapping[str, ModelConfig],
+    nodes: Sequence[NodeView],
+    previous: Mapping[str, Sequence[Placed]] | None = None,
+) -> Plan:
+    """The plan that brings every model to its desired number of replicas.
+
+    ``previous`` is the last plan: a replica it has and a runner does not show yet is on its way.
+    """
+    cluster = [_seen(node, (previous or {}).get(node.runner_id, ())) for node in nodes]
+    shortages: dict[str, str] = {}
+    for model in sorted(desired):
+        config = configs.get(model)
+        if config is None:
+            continue
+        missing = desired[model] - _keep(config, desired[model], cluster)
+        for _ in range(missing):
+            if not _add(config, cluster):
+                shortages[model] = _shortage(config, cluster)
+                break
+    replicas = {n.view.runner_id: tuple(n.wanted[x] for x in sorted(n.wanted)) for n in cluster}
+    return Plan(replicas, shortages)
+
+
+def devices_needed(config: ModelConfig) -> int:
+    """Devices one replica takes."""
+    return config.num_stages if config.device_type == "gpu" else 0
+
+
+def _seen(view: NodeView, previous: Iterable[Placed]) -> _Node:
+    planned = {placed.name: placed for placed in previous}
+    present = {
+        name: ReplicaView(name, placed.model, "starting", 0, 0, placed.device_ids)
+        for name, placed in planned.items()
+    }
+    for replica in view.replicas:
+        # Before it is registered a replica shows no devices; the plan knows which it is to get.
+        known = replica.device_ids or (
+            planned[replica.name].device_ids if replica.name in planned else ()
+        )
+        present[replica.name] = ReplicaView(
+            replica.name, replica.model, replica.state, replica.capacity, replica.in_flight, known
+        )
+    node = _Node(view, present)
+    node.taken = {device for replica in present.values() for device in replica.device_ids}
+    return node
+
+
+def _keep(config: ModelConfig, count: int, cluster: Sequence[_Node]) -> int:
+    """Keep up to ``count`` replicas of what is there; returns how many."""
+    there = [
+        (node, replica)
+        for node in cluster
+        for replica in node.present.values()
+        if replica.model == config.name
+    ]
+    there.sort(key=lambda pair: _worth(*pair))
+    kept = 0
+    for node, replica in there:
+        devices = _devices_of(config, node, replica)
+        if kept < count and devices is not None:
+            node.wanted[replica.name] = Placed(replica.name, config.name, devices)
+            node.taken.update(devices)
+            kept += 1
+    return kept
+
+
+def _worth(node: _Node, replica: ReplicaView) -> tuple[bool, bool, int, int, str]:
+    """Sorts what to keep first."""
+    is_away, is_ready = not node.view.connected, replica.state == READY
+    return is_away, not is_ready, -replica.in_flight, _index(replica.name), node.view.runner_id
+
+
+def _devices_of(config: ModelConfig, node: _Node, replica: ReplicaView) -> tuple[int, ...] | None:
+    """The devices a replica has or, if it has none yet, gets; None when there are not enough."""
+    needed = devices_needed(config)
+    if len(replica.device_ids) == needed:
+        return replica.device_ids
+    if replica.device_ids:
+        return None  # made for another configuration; it goes, and a right one comes
+    free = node.free(config)
+    return tuple(free[:needed]) if len(free) >= needed else None
+
+
+def _add(config: ModelConfig, cluster: Sequence[_Node]) -> bool:
+    """Add one replica to the best node; whether there is one."""
+    needed = devices_needed(config)
+    fit = [n for n in cluster if n.view.connected and len(n.free(config)) >= needed]
+    if not fit:
+        return False
+    node = min(fit, key=lambda n: (_count(n, config.name), len(n.wanted), n.view.runner_id))
+    used = {name for each in cluster for name in (*each.present, *each.wanted)}
+    index = 0
+    while (name := replica_name(config.name, index)) in used:
+        index += 1
+    devices = tuple(node.free(config)[:needed])
+    node.wanted[name] = Placed(name, config.name, devices)
+    node.taken.update(devices)
+    return True
+
+
+def _count(node: _Node, model: str) -> int:
+    return sum(placed.model == model for placed in node.wanted.values())
+
+
+def _shortage(config: ModelConfig, cluster: Sequence[_Node]) -> str:
+    connected = [node for node in cluster if node.view.connected]
+    if not connected:
+        return "no runner is connected"
+    needed = devices_needed(config)
+    most = max(len(node.free(config)) for node in connected)
+    return f"a replica needs {needed} devices of one node; the most that are free is {most}"
+
+
+def _index(name: str) -> int:
+    parsed = parse_replica_name(name)
+    return parsed[1] if parsed is not None else 0

@@ -1,0 +1,118 @@
+"""Keeps every model at its number of replicas.
+
+Every few seconds, and whenever a node or a replica changes, it looks at what is there and what is
+wanted, has :mod:`scheduler.autoscaler.placement` decide, and tells each runner what it should run.
+The runners carry it out. An operator's number, kept in the task book, overrides the config's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from handlers.model_config import ModelConfig
+from scheduler.autoscaler.placement import Placed, Plan, place
+from scheduler.cluster_view import NodeView
+from scheduler.errors import StoreUnavailable
+from scheduler.rpc import plait_pb2 as pb
+from scheduler.task_book import TaskBook
+
+log = structlog.get_logger(__name__)
+
+
+class Cluster(Protocol):
+    """Whoever speaks with the runners."""
+
+    def nodes(self) -> Sequence[NodeView]:
+        """Every node known."""
+        ...
+
+    def want(self, runner_id: str, replicas: Sequence[pb.DesiredReplica]) -> None:
+        """Have a runner run exactly these replicas."""
+        ...
+
+    def on_nodes_changed(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` when a node or a replica changes."""
+        ...
+
+
+class Sidecar:
+    """Desired replicas, kept."""
+
+    def __init__(
+        self,
+        configs: Mapping[str, ModelConfig],
+        book: TaskBook,
+        cluster: Cluster,
+        *,
+        reconcile_s: float = 2.0,
+    ) -> None:
+        self._configs = configs
+        self._book = book
+        self._cluster = cluster
+        self._reconcile_s = reconcile_s
+        self._plan = Plan({})
+        self._wake = asyncio.Event()
+        cluster.on_nodes_changed(self._wake.set)
+
+    def __repr__(self) -> str:
+        wanted = sum(len(replicas) for replicas in self._plan.replicas.values())
+        return f"<Sidecar wanted={wanted} shortages={sorted(self._plan.shortages)}>"
+
+    def look_again(self) -> None:
+        """Look now: an operator has changed a number."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look, decide and tell, until cancelled."""
+        while True:
+            try:
+                await self._reconcile()
+            except StoreUnavailable as error:
+                log.warning("replicas_not_reconciled", error=str(error))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._reconcile_s)
+            self._wake.clear()
+
+    async def _reconcile(self) -> None:
+        overrides = await self._book.desired_replicas()
+        desired = {
+            name: overrides.get(name, config.num_replicas) for name, config in self._configs.items()
+        }
+        nodes = self._cluster.nodes()
+        before, self._plan = (
+            self._plan,
+            place(desired, self._configs, nodes, self._plan.replicas),
+        )
+        self._log_changes(before, desired)
+        for node in nodes:
+            if node.connected:
+                self._cluster.want(node.runner_id, _messages(self._plan.replicas[node.runner_id]))
+
+    def _log_changes(self, before: Plan, desired: Mapping[str, int]) -> None:
+        for runner_id, replicas in self._plan.replicas.items():
+            old = {placed.name: placed for placed in before.replicas.get(runner_id, ())}
+            new = {placed.name: placed for placed in replicas}
+            for name in sorted(old.keys() | new.keys()):
+                if old.get(name) != new.get(name):
+                    placed = new.get(name) or old[name]
+                    log.info(
+                        "replica_placed" if name in new else "replica_dropped",
+                        replica=name,
+                        runner=runner_id,
+                        devices=list(placed.device_ids),
+                        reason=f"{desired.get(placed.model, 0)} wanted of {placed.model}",
+                    )
+        for model, shortage in self._plan.shortages.items():
+            if before.shortages.get(model) != shortage:
+                log.warning("replicas_short", model=model, reason=shortage)
+
+
+def _messages(replicas: Sequence[Placed]) -> list[pb.DesiredReplica]:
+    return [
+        pb.DesiredReplica(name=r.name, model=r.model, device_ids=r.device_ids) for r in replicas
+    ]

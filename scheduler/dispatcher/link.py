@@ -1,0 +1,136 @@
+"""One runner's stream at the control plane, and the order in which its output is written down.
+
+What a runner sends for a lease is written in the order it was sent, and what arrives while a write
+is under way goes into the next one together. Leases do not wait for each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from scheduler.dispatcher import messages
+from scheduler.dispatcher.sessions import LeaseKey
+from scheduler.errors import PlaitError, StaleLease, StoreUnavailable
+from scheduler.rpc import plait_pb2 as pb
+from scheduler.task import JournalChunk
+from scheduler.task_book import TaskBook
+
+log = structlog.get_logger(__name__)
+
+_STORE_PAUSE_S: Final = 0.2
+_numbers = itertools.count(1)
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """What of one lease waits to be written."""
+
+    chunks: list[JournalChunk] = field(default_factory=list)
+    outcome: pb.RunnerMessage | None = None
+    writer: asyncio.Task[None] | None = None
+
+
+class Link:
+    """The stream of one runner session."""
+
+    def __init__(
+        self, hello: pb.Hello, book: TaskBook, lease_ended: Callable[[str, LeaseKey], None]
+    ) -> None:
+        """``lease_ended(runner_id, lease)`` is called when a lease is over."""
+        self.runner_id = hello.runner_id
+        #: Differs between two streams of the same process too.
+        self.connection = f"{hello.session_id}/{next(_numbers)}"
+        self._book = book
+        self._lease_ended = lease_ended
+        self._inboxes: dict[LeaseKey, _Inbox] = {}
+        self._outbox: asyncio.Queue[pb.ControlMessage | None] = asyncio.Queue()
+        self._is_open = True
+
+    def __repr__(self) -> str:
+        return f"<Link {self.runner_id} open={self._is_open} writing={len(self._inboxes)}>"
+
+    def send(self, message: pb.ControlMessage) -> None:
+        """Say something to the runner; into the void once the stream is closed."""
+        self._outbox.put_nowait(message)
+
+    async def next_message(self) -> pb.ControlMessage | None:
+        """What to say next, or None when the stream is to end."""
+        return await self._outbox.get()
+
+    def close(self) -> None:
+        """End the stream. Writes under way come to their end; they carry a fence."""
+        self._is_open = False
+        self._outbox.put_nowait(None)
+
+    def progressed(self, progress: pb.Progress) -> None:
+        """A chunk arrived."""
+        inbox = self._inbox(LeaseKey(progress.task_id, progress.fence))
+        inbox.chunks.append(messages.chunk(progress))
+
+    def finished(self, task_id: str, fence: int, outcome: pb.RunnerMessage) -> None:
+        """A finish or a release arrived."""
+        self._inbox(LeaseKey(task_id, fence)).outcome = outcome
+
+    def _inbox(self, lease: LeaseKey) -> _Inbox:
+        inbox = self._inboxes.setdefault(lease, _Inbox())
+        if inbox.writer is None:
+            inbox.writer = asyncio.create_task(self._write_all(lease, inbox), name="journal")
+        return inbox
+
+    async def _write_all(self, lease: LeaseKey, inbox: _Inbox) -> None:
+        try:
+            while inbox.chunks or inbox.outcome is not None:
+                try:
+                    await self._write(lease, inbox)
+                except StoreUnavailable as error:
+                    if not self._is_open:
+                        return  # the runner sends it again after its next hello
+                    log.warning("store_refused", task_id=lease.task_id, error=str(error))
+                    await asyncio.sleep(_STORE_PAUSE_S)
+        except StaleLease as stale:
+            self.send(messages.cancel(lease.task_id, lease.fence, str(stale)))
+            self._lease_ended(self.runner_id, lease)
+        except (PlaitError, ValueError) as error:
+            # The two ends disagree on what is on disk; a new hello settles it.
+            log.error("runner_out_of_step", task_id=lease.task_id, error=str(error))
+            self.close()
+        finally:
+            inbox.writer = None
+            self._inboxes.pop(lease, None)
+
+    async def _write(self, lease: LeaseKey, inbox: _Inbox) -> None:
+        chunks, outcome = tuple(inbox.chunks), inbox.outcome
+        next_seq = 0
+        if chunks:
+            next_seq = await self._book.append(lease.task_id, lease.fence, chunks)
+            del inbox.chunks[: len(chunks)]
+        if outcome is not None and not inbox.chunks:
+            await self._conclude(lease, outcome)
+            inbox.outcome = None
+            self._acknowledge(lease, next_seq, is_final=True)
+            self._lease_ended(self.runner_id, lease)
+        else:
+            self._acknowledge(lease, next_seq)
+
+    async def _conclude(self, lease: LeaseKey, outcome: pb.RunnerMessage) -> None:
+        if outcome.WhichOneof("body") == "release":
+            reason = outcome.release.reason
+            log.info("lease_released", task_id=lease.task_id, fence=lease.fence, reason=reason)
+            await self._book.release(lease.task_id, lease.fence, reason)
+        elif outcome.finish.WhichOneof("outcome") == "error":
+            error = messages.task_error(outcome.finish.error)
+            await self._book.fail(lease.task_id, lease.fence, error)
+        else:
+            result = json.loads(outcome.finish.result_json)
+            await self._book.succeed(lease.task_id, lease.fence, result)
+
+    def _acknowledge(self, lease: LeaseKey, next_seq: int, *, is_final: bool = False) -> None:
+        ack = messages.ack(lease.task_id, lease.fence, next_seq=next_seq, is_final=is_final)
+        self.send(pb.ControlMessage(ack=ack))

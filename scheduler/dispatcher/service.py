@@ -1,0 +1,325 @@
+"""Hands tasks to the runners that have room for them, and writes down what they produce.
+
+The task book decides which task goes next and guards every write with its fencing token;
+:mod:`scheduler.dispatcher.sessions` decides which replica takes it. This carries messages between
+the two. Leases of a runner whose stream broke stay with it until they expire or it says hello
+again, since it goes on working in the meantime.
+
+It does not decide which replicas should exist: the sidecar says so through :meth:`want`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+import grpc
+import structlog
+
+from scheduler.clock import Clock
+from scheduler.cluster_view import NodeView
+from scheduler.dispatcher import messages
+from scheduler.dispatcher.link import Link
+from scheduler.dispatcher.sessions import LeaseKey, Sessions, Slot
+from scheduler.errors import StaleLease, StoreUnavailable, TaskNotFound
+from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc import plait_pb2_grpc as rpc
+from scheduler.task import Grant, Task
+from scheduler.task_book import TaskBook
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL: Final = 1
+#: Options of a gRPC server that runners connect to: they ping every few seconds, which a server
+#: takes for an attack by default.
+SERVER_OPTIONS: Final = (
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_send_message_length", 64 * 1024 * 1024),
+    # Two control planes on one port would each take half of the runners.
+    ("grpc.so_reuseport", 0),
+)
+_STORE_PAUSE_S: Final = 0.2
+#: Leases' terms a lost runner's replicas are still counted for.
+_TERMS_UNTIL_FORGOTTEN: Final = 3
+
+
+class Dispatcher(rpc.RunnerServiceServicer):
+    """The control plane's side of every runner's stream."""
+
+    def __init__(
+        self,
+        book: TaskBook,
+        clock: Clock,
+        *,
+        lease_ttl_s: float = 10.0,
+        heartbeat_s: float = 2.0,
+        sweep_s: float = 1.0,
+    ) -> None:
+        self._book = book
+        self._clock = clock
+        self._lease_ttl_s = lease_ttl_s
+        self._heartbeat_s = heartbeat_s
+        self._sweep_s = sweep_s
+        self._sessions = Sessions()
+        self._links: dict[str, Link] = {}
+        self._wanted: dict[str, pb.DesiredReplicas] = {}
+        self._woken: set[str] = set()
+        self._wake = asyncio.Event()
+        self._listeners: list[Callable[[], None]] = []
+        book.on_queued(self._awaken)
+        book.on_lease_ended(self._lease_was_ended)
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {self._sessions!r}>"
+
+    async def run(self) -> None:
+        """Grant and sweep until cancelled; start it before runners can connect."""
+        await self._extend_all()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._dispatch(), name="dispatch")
+            group.create_task(self._sweep(), name="sweep")
+
+    def nodes(self) -> Sequence[NodeView]:
+        """Every node known, those that lost their connection included."""
+        return self._sessions.nodes()
+
+    def on_nodes_changed(self, listener: Callable[[], None]) -> None:
+        """``listener()`` is called when a runner or a replica came, went or changed its state."""
+        self._listeners.append(listener)
+
+    def want(self, runner_id: str, replicas: Sequence[pb.DesiredReplica]) -> None:
+        """Have a runner run exactly these replicas, now and after every hello."""
+        wanted = pb.DesiredReplicas(replicas=replicas)
+        if self._wanted.get(runner_id) == wanted:
+            return
+        self._wanted[runner_id] = wanted
+        if (link := self._links.get(runner_id)) is not None:
+            link.send(pb.ControlMessage(desired_replicas=wanted))
+
+    def close(self) -> None:
+        """End every stream, so that the server can stop; runners connect again elsewhere."""
+        for link in self._links.values():
+            link.close()
+
+    # -- a runner's stream
+
+    async def Connect(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[pb.RunnerMessage],
+        context: grpc.aio.ServicerContext[pb.RunnerMessage, pb.ControlMessage],
+    ) -> AsyncIterator[pb.ControlMessage]:
+        """One runner session, from hello to the end of the stream."""
+        hello = await self._expect_hello(request_iterator, context)
+        link = Link(hello, self._book, self._lease_is_over)
+        try:
+            link.send(await self._welcome(hello, link))
+        except StoreUnavailable as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        self._admit(hello, link)
+        reader = asyncio.create_task(self._read(link, request_iterator), name="runner stream")
+        try:
+            while (message := await link.next_message()) is not None:
+                yield message
+        finally:
+            reader.cancel()
+            self._dismiss(link)
+
+    async def _expect_hello(
+        self,
+        request_iterator: AsyncIterator[pb.RunnerMessage],
+        context: grpc.aio.ServicerContext[pb.RunnerMessage, pb.ControlMessage],
+    ) -> pb.Hello:
+        first = await anext(aiter(request_iterator), pb.RunnerMessage())
+        hello = first.hello
+        if first.WhichOneof("body") != "hello" or not hello.runner_id or not hello.session_id:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "a runner's first message is a hello with runner_id and session_id",
+            )
+        if hello.protocol != PROTOCOL:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the runner speaks protocol {hello.protocol}, this control plane {PROTOCOL}",
+            )
+        return hello
+
+    async def _welcome(self, hello: pb.Hello, link: Link) -> pb.ControlMessage:
+        """Settle which leases the runner keeps, and what the journal lacks of each."""
+        if (old := self._links.pop(hello.runner_id, None)) is not None:
+            old.close()
+            self._sessions.closed(old.runner_id, old.connection, self._clock.monotonic())
+        held = [(lease.task_id, lease.fence) for lease in hello.held]
+        lost = set(await self._book.renew(hello.runner_id, held))
+        held = [key for key in held if key not in lost]
+        reason = "the runner no longer has it"
+        released = await self._book.release_others(hello.runner_id, held, reason)
+        kept, leases = [], {}
+        for task_id, fence in held:
+            with contextlib.suppress(TaskNotFound):
+                task = await self._book.task(task_id)
+                kept.append(messages.ack(task_id, fence, next_seq=task.num_chunks))
+                leases[LeaseKey(task_id, fence)] = task.replica or ""
+        views = messages.replica_views(hello.replicas)
+        self._sessions.opened(
+            hello.runner_id, link.connection, hello.node, hello.num_devices, views, leases
+        )
+        log.info(
+            "runner_welcomed",
+            runner=hello.runner_id,
+            node=hello.node,
+            kept=len(kept),
+            lost=len(lost),
+            released=len(released),
+        )
+        welcome = pb.Welcome(
+            lease_ttl_s=self._lease_ttl_s, heartbeat_s=self._heartbeat_s, kept=kept
+        )
+        return pb.ControlMessage(welcome=welcome)
+
+    def _admit(self, hello: pb.Hello, link: Link) -> None:
+        """From here on the runner is granted tasks."""
+        self._links[hello.runner_id] = link
+        if (wanted := self._wanted.get(hello.runner_id)) is not None:
+            link.send(pb.ControlMessage(desired_replicas=wanted))
+        for model in self._sessions.models():
+            self._awaken(model)
+        self._tell_nodes_changed()
+
+    def _dismiss(self, link: Link) -> None:
+        link.close()
+        if self._links.get(link.runner_id) is link:
+            del self._links[link.runner_id]
+            log.warning("runner_lost", runner=link.runner_id)
+        self._sessions.closed(link.runner_id, link.connection, self._clock.monotonic())
+        self._tell_nodes_changed()
+
+    async def _read(self, link: Link, request_iterator: AsyncIterator[pb.RunnerMessage]) -> None:
+        try:
+            async for message in request_iterator:
+                match message.WhichOneof("body"):
+                    case "progress":
+                        link.progressed(message.progress)
+                    case "finish":
+                        link.finished(message.finish.task_id, message.finish.fence, message)
+                    case "release":
+                        link.finished(message.release.task_id, message.release.fence, message)
+                    case "heartbeat":
+                        await self._beat(link, message.heartbeat)
+        finally:
+            link.close()
+
+    async def _beat(self, link: Link, heartbeat: pb.Heartbeat) -> None:
+        if self._links.get(link.runner_id) is not link:
+            return
+        views = messages.replica_views(heartbeat.replicas)
+        changed = self._sessions.reported(link.runner_id, views)
+        for model in changed:
+            self._awaken(model)
+        if changed:
+            self._tell_nodes_changed()
+        held = [(lease.task_id, lease.fence) for lease in heartbeat.held]
+        try:
+            lost = await self._book.renew(link.runner_id, held)
+        except StoreUnavailable as error:
+            log.warning("leases_not_renewed", runner=link.runner_id, error=str(error))
+            return
+        for task_id, fence in lost:
+            link.send(messages.cancel(task_id, fence, "the lease has ended"))
+            self._lease_is_over(link.runner_id, LeaseKey(task_id, fence))
+
+    # -- granting
+
+    def _awaken(self, model: str) -> None:
+        self._woken.add(model)
+        self._wake.set()
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            models, self._woken = self._woken, set()
+            for model in sorted(models):
+                try:
+                    await self._grant_all(model)
+                except StoreUnavailable as error:
+                    log.warning("store_refused", model=model, error=str(error))
+                    asyncio.get_running_loop().call_later(_STORE_PAUSE_S, self._awaken, model)
+
+    async def _grant_all(self, model: str) -> None:
+        """Claim for the least loaded replica until there is no task or no room."""
+        while (slot := self._sessions.next_slot(model)) is not None:
+            grants = await self._book.claim(
+                model, runner=slot.runner_id, replica=slot.replica, limit=slot.limit
+            )
+            for granted in grants:
+                await self._deliver(slot, granted)
+            if len(grants) < slot.limit:
+                return
+
+    async def _deliver(self, slot: Slot, granted: Grant) -> None:
+        task = granted.task
+        link = self._links.get(slot.runner_id)
+        is_leased = self._sessions.leased(slot, LeaseKey(task.id, task.fence))
+        if link is None or not is_leased:
+            with contextlib.suppress(StaleLease):
+                await self._book.release(task.id, task.fence, "the runner left before it was told")
+            return
+        link.send(messages.grant(granted, slot.replica))
+        log.info(
+            "task_granted",
+            task_id=task.id,
+            fence=task.fence,
+            attempt=task.attempt,
+            runner=slot.runner_id,
+            replica=slot.replica,
+            num_generated=len(granted.generated),
+        )
+
+    def _lease_is_over(self, runner_id: str, lease: LeaseKey) -> None:
+        self._sessions.ended(runner_id, lease)
+        for model in self._sessions.models():
+            self._awaken(model)
+
+    def _lease_was_ended(self, task: Task) -> None:
+        """The book ended a lease itself: its holder is to stop."""
+        if task.runner is None:
+            return
+        reason = task.error.message if task.error is not None else f"the task is {task.state.value}"
+        if (link := self._links.get(task.runner)) is not None:
+            link.send(messages.cancel(task.id, task.fence, reason))
+        self._lease_is_over(task.runner, LeaseKey(task.id, task.fence))
+
+    # -- looking after leases
+
+    async def _extend_all(self) -> None:
+        while True:
+            try:
+                num_leases = await self._book.extend_all()
+            except StoreUnavailable as error:
+                log.warning("store_refused", error=str(error))
+                await asyncio.sleep(_STORE_PAUSE_S)
+            else:
+                log.info("leases_extended", num_leases=num_leases)
+                return
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_s)
+            forgotten = self._clock.monotonic() - _TERMS_UNTIL_FORGOTTEN * self._lease_ttl_s
+            if self._sessions.forget_lost(forgotten):
+                self._tell_nodes_changed()
+            try:
+                ended = await self._book.sweep()
+            except StoreUnavailable as error:
+                log.warning("store_refused", error=str(error))
+                continue
+            if ended:
+                log.warning("leases_swept", num_tasks=len(ended))
+
+    def _tell_nodes_changed(self) -> None:
+        for listener in self._listeners:
+            listener()

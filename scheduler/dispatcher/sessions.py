@@ -1,0 +1,163 @@
+"""Who is there to work: the runners, their replicas, and how much each may still take.
+
+Decides which replica gets the next tasks of a model. A replica's free slots are its capacity less
+the leases it has been given and not finished; what a runner reports as in flight is only shown,
+because it is always a little old. Moments are handed in; this reads no clock and knows no stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from scheduler.cluster_view import READY, NodeView, ReplicaView
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Room for up to ``limit`` tasks of a model."""
+
+    runner_id: str
+    #: The stream it was seen on; a later one of the same runner starts afresh.
+    connection: str
+    replica: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseKey:
+    """One lease of one task."""
+
+    task_id: str
+    fence: int
+
+
+@dataclass(slots=True)
+class _Runner:
+    runner_id: str
+    connection: str
+    node: str
+    num_devices: int
+    replicas: dict[str, ReplicaView] = field(default_factory=dict)
+    #: Replica by lease, of those that are not finished.
+    leases: dict[LeaseKey, str] = field(default_factory=dict)
+    #: When its stream broke; None while it is open.
+    lost_at: float | None = None
+
+    def num_leases(self, replica: str) -> int:
+        return sum(name == replica for name in self.leases.values())
+
+
+class Sessions:
+    """Every runner that is connected, or was a short while ago."""
+
+    def __init__(self) -> None:
+        self._runners: dict[str, _Runner] = {}
+
+    def __repr__(self) -> str:
+        connected = sum(r.lost_at is None for r in self._runners.values())
+        leases = sum(len(r.leases) for r in self._runners.values())
+        return f"<Sessions connected={connected}/{len(self._runners)} leases={leases}>"
+
+    def opened(
+        self,
+        runner_id: str,
+        connection: str,
+        node: str,
+        num_devices: int,
+        replicas: Iterable[ReplicaView],
+        leases: dict[LeaseKey, str],
+    ) -> None:
+        """A runner said hello; ``leases`` are those it keeps, with their replicas."""
+        shown = {replica.name: replica for replica in replicas}
+        self._runners[runner_id] = _Runner(
+            runner_id, connection, node, num_devices, shown, dict(leases)
+        )
+
+    def closed(self, runner_id: str, connection: str, now: float) -> None:
+        """A stream broke. Nothing changes when a newer one has taken its place."""
+        runner = self._runners.get(runner_id)
+        if runner is not None and runner.connection == connection:
+            runner.lost_at = now
+
+    def forget_lost(self, lost_before: float) -> list[str]:
+        """Forget runners that have been away since ``lost_before`` or longer; their ids."""
+        gone = [
+            runner_id
+            for runner_id, runner in self._runners.items()
+            if runner.lost_at is not None and runner.lost_at <= lost_before
+        ]
+        for runner_id in gone:
+            del self._runners[runner_id]
+        return gone
+
+    def reported(self, runner_id: str, replicas: Sequence[ReplicaView]) -> set[str]:
+        """A runner's replicas as they are now; the models whose replicas changed."""
+        runner = self._runners.get(runner_id)
+        if runner is None:
+            return set()
+        before, after = runner.replicas, {replica.name: replica for replica in replicas}
+        runner.replicas = after
+        names = {*before, *after}
+        changed = [n for n in names if _settled(before.get(n)) != _settled(after.get(n))]
+        return {(after.get(name) or before[name]).model for name in changed}
+
+    def leased(self, slot: Slot, lease: LeaseKey) -> bool:
+        """Note a lease that was claimed for a slot; False when that session is no longer there."""
+        runner = self._runners.get(slot.runner_id)
+        if runner is None or runner.connection != slot.connection or runner.lost_at is not None:
+            return False
+        runner.leases[lease] = slot.replica
+        return True
+
+    def ended(self, runner_id: str, lease: LeaseKey) -> None:
+        """A lease is over, however it ended."""
+        if (runner := self._runners.get(runner_id)) is not None:
+            runner.leases.pop(lease, None)
+
+    def next_slot(self, model: str) -> Slot | None:
+        """The least loaded replica of the model that can take a task, or None.
+
+        Its limit keeps replicas level: it takes no more than brings it past the next one.
+        """
+        free = [
+            (runner.num_leases(replica.name), replica, runner)
+            for runner in self._runners.values()
+            if runner.lost_at is None
+            for replica in runner.replicas.values()
+            if replica.model == model and replica.state == READY
+        ]
+        free = [entry for entry in free if entry[0] < entry[1].capacity]
+        if not free:
+            return None
+        free.sort(key=lambda e: (e[0] / e[1].capacity, e[1].name, e[2].runner_id))
+        load, replica, runner = free[0]
+        limit = replica.capacity - load
+        if len(free) > 1:
+            limit = min(limit, max(1, free[1][0] - load + 1))
+        return Slot(runner.runner_id, runner.connection, replica.name, limit)
+
+    def models(self) -> set[str]:
+        """Models some connected runner has a replica of."""
+        runners = [r for r in self._runners.values() if r.lost_at is None]
+        return {replica.model for runner in runners for replica in runner.replicas.values()}
+
+    def nodes(self) -> list[NodeView]:
+        """Every runner, by node."""
+        runners = sorted(self._runners.values(), key=lambda r: (r.node, r.runner_id))
+        return [_view(runner) for runner in runners]
+
+
+def _settled(replica: ReplicaView | None) -> ReplicaView | None:
+    """The view without what changes with every task."""
+    return None if replica is None else replace(replica, in_flight=0, detail="")
+
+
+def _view(runner: _Runner) -> NodeView:
+    replicas = tuple(
+        replace(replica, in_flight=runner.num_leases(replica.name))
+        for _, replica in sorted(runner.replicas.items())
+    )
+    return NodeView(
+        runner.node, runner.runner_id, runner.lost_at is None, runner.num_devices, replicas
+    )
