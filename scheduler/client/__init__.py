@@ -1,1 +1,12 @@
-"""The Python client library; the command line is its first user."""
+"""The Python client library; the command line is its first user.
+
+client = Client()
+for text in client.generate("def main():", max_new_tokens=40):
+    print(text, end="", flush=True)
+"""
+
+from scheduler.client.problems import ApiError, TaskUnsuccessful, Unreachable
+from scheduler.client.session import Client
+from scheduler.client.streaming import Chunk, State
+
+__all__ = ["ApiError", "Chunk", "Client", "State", "TaskUnsuccessful", "Unreachable"]

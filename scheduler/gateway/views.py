@@ -1,8 +1,8 @@
 """How tasks, chunks and the cluster look to a client, whatever protocol carries them.
 
 A *summary* of a task has neither its input nor its output; the *detail* has both, and its attempts.
-Moments are seconds since the epoch. The result of a generation is what ``handlers.wire.Finish``
-says; its text lives in the journal and is put beside it here.
+Moments are seconds since the epoch. The result of a generation says why it ended and how long it
+is; its text lives in the journal and is put beside it here.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ def result(task: Task) -> dict[str, Any] | None:
     """The result as clients see it; None without one."""
     if task.result is None:
         return None
-    return finish(task.result) if "reason" in task.result else dict(task.result)
+    return finish(task.result) if "finish_reason" in task.result else dict(task.result)
 
 
 def finish(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The end of a generation, from a ``handlers.wire.Finish``."""
+    """The end of a generation, from what its runner reported."""
     usage = {
         "prompt_tokens": given["num_prompt_tokens"],
         "output_tokens": given["num_output_tokens"],
     }
-    return {"finish_reason": given["reason"], "usage": usage}
+    return {"finish_reason": given["finish_reason"], "usage": usage}
 
 
 def answer(task: Task, chunks: Sequence[JournalChunk], kind: str) -> dict[str, Any]:
