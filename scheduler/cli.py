@@ -10,14 +10,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from scheduler import serve_commands, tables
 from scheduler import settings as settings_module
 from scheduler.errors import PlaitError
 
@@ -25,31 +24,27 @@ app = typer.Typer(
     name="plait",
     help="Serve large models to many tenants, fairly and durably, on TorchServe.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+serve_commands.add_to(app)
 _out = Console(soft_wrap=True)
 _err = Console(stderr=True, soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Whom a client command talks to."""
-
-    address: str
-    grpc_address: str
-    tenant: str
-
-
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Gateway to talk to.", show_default="http://127.0.0.1:8700")
+    str | None,
+    typer.Option("--address", help="Gateway to talk to.", show_default="http://127.0.0.1:8700"),
 ]
 GrpcOption = Annotated[
     str | None, typer.Option("--grpc-address", help="Its gRPC port.", show_default="127.0.0.1:8701")
 ]
 TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="Whom the work is accounted to.")]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Model to use; see `plait models`.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Model to use; see `plait models`.")
+]
 MaxNewTokensOption = Annotated[int, typer.Option(help="Most tokens to produce.", min=1)]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy.", min=0.0)]
 TopKOption = Annotated[int, typer.Option(help="Draw from the k likeliest; 0: from all.", min=0)]
@@ -60,92 +55,8 @@ StopOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-SERVE_PANEL = "Serve"
 TASK_PANEL = "Generate and follow tasks"
 OPERATE_PANEL = "Operate"
-
-
-# ------------------------------------------------------------------------------------- serving
-
-
-def _serve_settings(**given: Any) -> settings_module.Settings:
-    return settings_module.load(given)
-
-
-@app.command(rich_help_panel=SERVE_PANEL)
-def up(
-    http_port: Annotated[int | None, typer.Option(help="Port of the HTTP gateway.", show_default="8700")] = None,
-    grpc_port: Annotated[int | None, typer.Option(help="Port of the gRPC gateway.", show_default="8701")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
-    state: Annotated[Path | None, typer.Option(help="Folder for the store and the logs.", show_default=".plait")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Models to serve, comma separated.", show_default="demo")] = None,
-    model_configs: Annotated[Path | None, typer.Option(help="Folder with one YAML per model.", show_default="model_configs")] = None,
-    model_store: Annotated[Path | None, typer.Option(help="Folder for built archives.", show_default="archives")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
-) -> None:
-    """Start everything on this machine: TorchServe, control plane and runner."""
-    from scheduler import app as application
-
-    chosen = _serve_settings(
-        http_port=http_port, grpc_port=grpc_port, host=host, state=state, models=model,
-        model_configs=model_configs, model_store=model_store, log_level=log_level,
-    )
-    application.run_up(chosen, _err)
-
-
-@app.command(rich_help_panel=SERVE_PANEL)
-def control() -> None:
-    """Run the control plane alone: gateway, dispatcher and sidecar."""
-    from scheduler import app as application
-
-    application.run_control(_serve_settings())
-
-
-@app.command(rich_help_panel=SERVE_PANEL)
-def runner(
-    control_address: Annotated[str | None, typer.Option(help="host:port of the control plane's gRPC server.")] = None,
-) -> None:
-    """Run the runner alone, beside a TorchServe that `plait up` or `plait node` started."""
-    from scheduler import app as application
-
-    application.run_runner(_serve_settings(control_address=control_address))
-
-
-@app.command(rich_help_panel=SERVE_PANEL)
-def node(
-    control_address: Annotated[str, typer.Option(help="host:port of the control plane's gRPC server.")],
-    state: Annotated[Path | None, typer.Option(help="Folder for TorchServe's files and the logs.", show_default=".plait")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of this machine in listings.", show_default="host name")] = None,
-) -> None:
-    """Start TorchServe and a runner that works for a control plane elsewhere."""
-    from scheduler import app as application
-
-    chosen = _serve_settings(control_address=control_address, state=state, node=name)
-    application.run_node(chosen, _err)
-
-
-@app.command(rich_help_panel=SERVE_PANEL)
-def archive(
-    model: Annotated[str, typer.Argument(help="Name of a file in the folder of model configs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("archives"),
-    as_folder: Annotated[bool, typer.Option("--folder", help="A replica folder instead of a .mar.")] = False,
-    index: Annotated[int, typer.Option(help="Replica number of the folder.", min=0)] = 0,
-    devices: Annotated[str, typer.Option(help="Devices of the folder's replica, such as 0,1.")] = "",
-    with_weights: Annotated[bool, typer.Option(help="Pack the weights into the .mar.")] = False,
-    model_configs: Annotated[Path, typer.Option(help="Folder with one YAML per model.")] = Path("model_configs"),
-) -> None:
-    """Check a model's YAML and build its TorchServe archive."""
-    from handlers import model_config
-    from scheduler.torchserve import archive as builder
-
-    with _told():
-        config = model_config.load(model_configs / f"{model}.yaml")
-        if as_folder:
-            ids = [int(part) for part in devices.split(",") if part]
-            built = builder.build_replica(config, output, index, ids)
-        else:
-            built = builder.build_archive(config, output, with_weights=with_weights)
-    print(built)
 
 
 # ------------------------------------------------------------------------------------- tasks
@@ -169,7 +80,7 @@ def generate(
     client = _client(address, grpc_address, tenant)
     document = _document(prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
     with _told():
-        task_id = client.submit(model, document)["id"]
+        task_id = client.submit(model, document)["task_id"]
         try:
             for text in client.stream(task_id):
                 sys.stdout.write(text)
@@ -191,9 +102,15 @@ def submit(
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
     stop: StopOption = None,
-    priority: Annotated[int, typer.Option(help="Order among your own tasks: greater goes first.")] = 0,
-    deadline_s: Annotated[float | None, typer.Option(help="Seconds after which nobody wants it.")] = None,
-    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key, the same task.")] = None,
+    priority: Annotated[
+        int, typer.Option(help="Order among your own tasks: greater goes first.")
+    ] = 0,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="Seconds after which nobody wants it.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Idempotency key: the same key, the same task.")
+    ] = None,
     tenant: TenantOption = "default",
     address: AddressOption = None,
 ) -> None:
@@ -204,12 +121,14 @@ def submit(
         task = client.submit(
             model, document, priority=priority, deadline_s=deadline_s, idempotency_key=key
         )
-    print(task["id"])
+    print(task["task_id"])
 
 
 @app.command(rich_help_panel=TASK_PANEL)
 def status(
-    task_id: Annotated[str | None, typer.Argument(help="A task's id; without it: your newest.")] = None,
+    task_id: Annotated[
+        str | None, typer.Argument(help="A task's id; without it: your newest.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="Most tasks to list.", min=1)] = 20,
     as_json: JsonOption = False,
     tenant: TenantOption = "default",
@@ -219,9 +138,9 @@ def status(
     client = _client(address, None, tenant)
     with _told():
         if task_id is None:
-            _show(client.tasks(limit=limit), as_json, _task_table)
+            _show(client.tasks(limit=limit), as_json, tables.task_table)
         else:
-            _show(client.task(task_id), as_json, _task_story)
+            _show(client.task(task_id), as_json, tables.task_story)
 
 
 @app.command(rich_help_panel=TASK_PANEL)
@@ -261,14 +180,14 @@ def cancel(
 def models(as_json: JsonOption = False, address: AddressOption = None) -> None:
     """List the models with their replicas."""
     with _told():
-        _show(_client(address).models(), as_json, _model_table)
+        _show(_client(address).models(), as_json, tables.model_table)
 
 
 @app.command(rich_help_panel=OPERATE_PANEL)
 def workers(as_json: JsonOption = False, address: AddressOption = None) -> None:
     """List the nodes and what runs on them."""
     with _told():
-        _show(_client(address).workers(), as_json, _worker_table)
+        _show(_client(address).workers(), as_json, tables.worker_table)
 
 
 @app.command(rich_help_panel=OPERATE_PANEL)
@@ -286,7 +205,9 @@ def scale(
 @app.command(rich_help_panel=OPERATE_PANEL)
 def weight(
     tenant: Annotated[str, typer.Argument(help="A tenant's name.")],
-    share: Annotated[float | None, typer.Argument(help="New weight; 1 is everybody's default.")] = None,
+    share: Annotated[
+        float | None, typer.Argument(help="New weight; 1 is everybody's default.")
+    ] = None,
     address: AddressOption = None,
 ) -> None:
     """Show or set a tenant's weight: its share while others are busy too."""
@@ -311,8 +232,13 @@ def _client(address: str | None, grpc_address: str | None = None, tenant: str = 
 
 
 def _document(
-    prompt: str, max_new_tokens: int, temperature: float, top_k: int, top_p: float,
-    seed: int | None, stop: list[str] | None,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    stop: list[str] | None,
 ) -> dict[str, Any]:
     document: dict[str, Any] = {
         "prompt": sys.stdin.read() if prompt == "-" else prompt,
@@ -333,7 +259,7 @@ def _told() -> Iterator[None]:
     """Turn an error Plait raises on purpose into its message and exit code 1."""
     try:
         yield
-    except (PlaitError, ValueError) as error:
+    except PlaitError as error:
         _err.print(f"[red]plait:[/] {error}", highlight=False)
         raise typer.Exit(1) from None
 
@@ -342,8 +268,14 @@ def _show(document: Any, as_json: bool, render: Callable[[Any], Table | str]) ->
     _out.print_json(json.dumps(document)) if as_json else _out.print(render(document))
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column)
-    return table
+def main() -> None:
+    """The ``plait`` command."""
+    try:
+        app()
+    except PlaitError as error:
+        _err.print(f"[red]plait:[/] {error}", highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

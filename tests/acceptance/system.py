@@ -156,7 +156,7 @@ class System:
     def submit(self, model: str, tenant: str = "default", **document: Any) -> str:
         answer = self.post("/v1/tasks", {"model": model, "input": document}, tenant)
         assert answer.status_code == 202, answer.text
-        return str(answer.json()["id"])
+        return str(answer.json()["task_id"])
 
     def wait(
         self, task_id: str, tenant: str = "default", timeout_s: float = 90.0
@@ -183,9 +183,19 @@ class System:
 
 
 def events(system: System, task_id: str, cursor: int = 0) -> Iterator[dict[str, Any]]:
-    """A task's server-sent events, as JSON documents, until the stream ends."""
+    """A task's server-sent events until the stream ends, as documents with kind and cursor."""
     url = f"{system.address}/v1/tasks/{task_id}/events?cursor={cursor}"
     with requests.get(url, stream=True, timeout=60) as answer:
-        for line in answer.iter_lines():
-            if line.startswith(b"data: "):
-                yield json.loads(line[6:])
+        answer.raise_for_status()
+        frame: dict[str, str] = {}
+        # By the byte: a line must not wait for the next one to fill a buffer.
+        for line in answer.iter_lines(chunk_size=1, decode_unicode=True):
+            if line:
+                name, _, value = line.partition(": ")
+                frame[name] = value
+            elif "data" in frame:
+                document = json.loads(frame["data"])
+                yield {**document, "kind": frame["event"], "cursor": int(frame["id"])}
+                frame = {}
+            else:
+                frame = {}

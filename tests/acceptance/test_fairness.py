@@ -16,7 +16,7 @@ def counts(system: System, tenant: str, state: str) -> int:
 def cancel_all(system: System, tenant: str) -> None:
     for state in ("queued", "leased"):
         for task in system.get(f"/v1/tasks?state={state}&limit=1000", tenant)["tasks"]:
-            system.post(f"/v1/tasks/{task['id']}/cancel", {}, tenant)
+            system.post(f"/v1/tasks/{task['task_id']}/cancel", {}, tenant)
 
 
 def test_a_short_request_overtakes_two_hundred_queued_ones(system: System) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_tokens_stay_the_same_while_others_join_and_leave(
             if index % 20 == 5:
                 system.post(f"/v1/tasks/{other}/cancel", {})
 
-    assert system.wait(task)["result"]["token_ids"] == reference.tokens(PROMPTS[1], 120)
+    assert system.wait(task)["output"]["token_ids"] == reference.tokens(PROMPTS[1], 120)
 
 
 def test_a_stream_holds_every_token_once_and_ends_with_a_reason(
@@ -59,7 +60,7 @@ def test_a_stream_holds_every_token_once_and_ends_with_a_reason(
 ) -> None:
     body = {"prompt": "def ", "max_new_tokens": 40, "stream": True}
     lines = [
-        __import__("json").loads(line)
+        json.loads(line)
         for line in system.post("/predictions/demo", body, stream=True).iter_lines()
         if line
     ]

@@ -1,0 +1,83 @@
+"""How the command line shows what the gateway's API answers: tables and short stories."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from rich.table import Table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def task_table(listing: Any) -> Table:
+    table = _table("TASK", "MODEL", "STATE", "TOKENS", "ATTEMPT", "ACCEPTED")
+    for task in listing["tasks"]:
+        table.add_row(
+            task["task_id"],
+            task["model"],
+            task["state"],
+            str(task["num_tokens"]),
+            str(task["attempt"]),
+            _moment(task["accepted_at"]),
+        )
+    return table
+
+
+def task_story(task: Any) -> str:
+    """A task and its attempts, as lines."""
+    lines = [
+        f"{task['task_id']}  {task['state']}",
+        f"model {task['model']}, tenant {task['tenant']}, accepted {_moment(task['accepted_at'])}",
+        f"{task['num_tokens']} tokens, cost {task['charged_cost']}, "
+        f"estimated {task['estimated_cost']}",
+    ]
+    lines += [
+        f"attempt {a['number']} on {a['replica']} of {a['runner']}, {_moment(a['started_at'])}: "
+        f"{a['outcome']}{', ' + a['reason'] if a['reason'] else ''}"
+        for a in task["attempts"]
+    ]
+    if task["error"]:
+        lines.append(f"error {task['error']['status']}: {task['error']['message']}")
+    return "\n".join(lines)
+
+
+def model_table(listing: Any) -> Table:
+    table = _table("MODEL", "TASK", "READY", "STAGES", "CONTEXT", "QUEUED")
+    for model in listing["models"]:
+        num_ready = sum(replica["state"] == "ready" for replica in model["replicas"])
+        table.add_row(
+            model["name"],
+            model["task"],
+            f"{num_ready}/{model['desired_replicas']}",
+            str(model["num_stages"]),
+            str(model["max_context"]),
+            str(model["queued"]),
+        )
+    return table
+
+
+def worker_table(listing: Any) -> Table:
+    table = _table("NODE", "REPLICA", "STATE", "IN FLIGHT", "DEVICES", "DETAIL")
+    for node in listing["nodes"]:
+        name = node["node"] if node["connected"] else f"{node['node']} (lost)"
+        for replica in node["replicas"]:
+            devices = ",".join(map(str, replica["device_ids"])) or "cpu"
+            in_flight = f"{replica['in_flight']}/{replica['capacity']}"
+            table.add_row(
+                name, replica["name"], replica["state"], in_flight, devices, replica["detail"]
+            )
+        if not node["replicas"]:
+            table.add_row(name, "-", "-", "-", "-", "")
+    return table
+
+
+def _moment(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
