@@ -288,7 +288,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         """The book ended a lease itself: its holder is to stop."""
         if task.runner is None:
             return
-        reason = task.error.message if task.error is not None else f"the task is {task.state.value}"
+        reason = "cancelled, past its deadline, or not heard of in time"
         if (link := self._links.get(task.runner)) is not None:
             link.send(messages.cancel(task.id, task.fence, reason))
         self._lease_is_over(task.runner, LeaseKey(task.id, task.fence))

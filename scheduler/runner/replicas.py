@@ -94,6 +94,8 @@ class Replicas:
         self._wanted: dict[str, Wanted] | None = None
         self._known: dict[str, _Status] = {}
         self._wake = asyncio.Event()
+        #: Set after the first look: from then on a report tells what really runs.
+        self.has_looked = asyncio.Event()
 
     def __repr__(self) -> str:
         ready = sum(s.state == pb.Replica.READY for s in self._known.values())
@@ -129,8 +131,10 @@ class Replicas:
         """Look, act, wait; until cancelled."""
         try:
             while True:
-                await self._look()
+                # Cleared first, so that what happens during the look is seen at the next.
                 self._wake.clear()
+                await self._look()
+                self.has_looked.set()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._poll_s)
         finally:

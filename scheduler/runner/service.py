@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 PROTOCOL: Final = 1
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
+_FIRST_LOOK_S: Final = 5.0
 #: How often to say something before the control plane has said what it wants.
 _DEFAULT_HEARTBEAT_S: Final = 2.0
 #: A machine that vanished without a word is noticed in the sum of the two.
@@ -114,6 +115,9 @@ class Runner:
     # -- the stream to the control plane
 
     async def _stay_connected(self) -> None:
+        # What already runs is to be adopted, not placed anew, so the hello has to name it.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._replicas.has_looked.wait(), _FIRST_LOOK_S)
         pause_s = _FIRST_PAUSE_S
         while True:
             was_welcome = False
