@@ -133,7 +133,7 @@ def load_folder(folder: Path) -> dict[str, ModelConfig]:
 def engine_names() -> frozenset[str]:
     """The engines there are: the public files of handlers/engines."""
     files = (Path(__file__).parent / "engines").glob("[!_]*.py")
-    return frozenset({"pipelined", "encoder"} | {file.stem for file in files}) - {"base"}
+    return frozenset(file.stem for file in files) - {"base"}
 
 
 def parse(text: str, path: Path, engines: Collection[str]) -> ModelConfig:

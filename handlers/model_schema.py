@@ -226,7 +226,8 @@ def _unknown(key: str, path: KeyPath, keys: Mapping[str, Check]) -> str:
         return f"{said}; did you mean {same[near[0]]!r}?"
     for other, (others, _) in SECTIONS.items():
         if other != path and key in others:
-            return f"{said}; it belongs under {'.'.join(map(str, other)) or 'the top level'!r}"
+            section = ".".join(map(str, other))
+            return f"{said}; it belongs {f'under {section}' if section else 'at the top level'}"
     return f"{said}; allowed are: {', '.join(keys)}"
 
 

@@ -177,9 +177,10 @@ def _package_files(config: ModelConfig) -> dict[str, bytes]:
         raise ArchiveError(f"model {config.name}: there is no entry file {entry}")
     files = {entry.name: entry.read_bytes()}
     for path in sorted(package.rglob("*.py")):
+        inside = path.relative_to(package)
         # Entry files lie flat beside the package, where TorchServe imports them by bare name.
-        if not path.name.endswith("_handler.py"):
-            files[f"handlers/{path.relative_to(package).as_posix()}"] = path.read_bytes()
+        if not inside.name.endswith("_handler.py") and inside.parts[0] != "testing":
+            files[f"handlers/{inside.as_posix()}"] = path.read_bytes()
     return files
 
 

@@ -1,0 +1,258 @@
+"""What a model's YAML may say, and how each mistake is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlers.model_config import ModelConfig, ModelConfigError, parse
+
+PATH = Path("/repository/model_configs/demo.yaml")
+ENGINES = frozenset({"pipelined", "encoder", "echo"})
+
+GOOD = """\
+deviceType: gpu
+deviceIds: [0, 1, 2, 3]
+parallelType: pp
+torchrun:
+  nproc-per-node: 2
+  rdzv-endpoint: "localhost:0"
+  OMP_NUMBER_THREADS: 1
+continuousBatching: true
+batchSize: 16
+responseTimeout: 60
+startupTimeout: 300
+plait:
+  task: generate
+  source:
+    folder: models/demo
+  engine: pipelined
+  dtype: float32
+  partition: auto
+  lanes: auto
+  max_context: 1024
+  prefill_chunk: 64
+  replicas: 2
+"""
+
+
+def config(text: str = GOOD, path: Path = PATH) -> ModelConfig:
+    return parse(text, path, ENGINES)
+
+
+def changed(old: str, new: str) -> str:
+    assert GOOD.count(old) == 1, old
+    return GOOD.replace(old, new)
+
+
+def problems(text: str, path: Path = PATH) -> tuple[str, ...]:
+    with pytest.raises(ModelConfigError) as caught:
+        config(text, path)
+    return caught.value.lines
+
+
+def test_a_right_file_becomes_a_record():
+    model = config()
+
+    assert (model.name, model.task, model.engine, model.dtype) == (
+        "demo",
+        "generate",
+        "pipelined",
+        "float32",
+    )
+    assert (model.num_stages, model.max_batch, model.num_replicas) == (2, 16, 2)
+    assert (model.device_type, model.device_ids) == ("gpu", (0, 1, 2, 3))
+    assert (model.partition, model.num_lanes) == (None, None)
+    assert (model.response_timeout_s, model.startup_timeout_s) == (60, 300)
+
+
+def test_torchserves_own_keys_are_kept_as_written():
+    kept = config().torchserve
+
+    assert kept["torchrun"]["rdzv-endpoint"] == "localhost:0"
+    assert "plait" not in kept
+
+
+def test_a_relative_folder_starts_from_the_repository():
+    assert config().source.location == "/repository/models/demo"
+
+
+def test_an_absolute_folder_is_taken_as_it_is():
+    assert config(changed("models/demo", "/weights/demo")).source.location == "/weights/demo"
+
+
+def test_an_explicit_partition_and_lanes_are_taken():
+    model = config(
+        changed("partition: auto", "partition: [3, 5]").replace("lanes: auto", "lanes: 4")
+    )
+
+    assert (model.partition, model.num_lanes) == ((3, 5), 4)
+
+
+def test_without_torchrun_a_replica_has_one_rank():
+    section = GOOD[GOOD.index("parallelType") : GOOD.index("continuousBatching")]
+
+    assert config(changed(section, "")).num_stages == 1
+
+
+def test_a_generated_file_says_its_own_name():
+    model = config(changed("plait:\n", "plait:\n  name: gemma-2b\n"))
+
+    assert model.name == "gemma-2b"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "key", "said"),
+    [
+        # Keys TorchServe would not see.
+        ("batchSize: 16", "BatchSize: 16", 9, "BatchSize", "did you mean 'batchSize'?"),
+        ("batchSize: 16", "batch_size: 16", 9, "batch_size", "did you mean 'batchSize'?"),
+        ("torchrun:", "torchRun:", 4, "torchRun", "did you mean 'torchrun'?"),
+        ("OMP_NUMBER_THREADS", "OMP_NUM_THREADS", 7, "torchrun.OMP_NUM_THREADS", "OMP_NUMBER_"),
+        ("batchSize: 16", "batchSize: 16\npippy: {}", 10, "pippy", "allowed are: minWorkers,"),
+        ("batchSize: 16", "batchSize: 16\nreplicas: 1", 10, "replicas", "belongs under plait"),
+        ("lanes: auto", "lane: auto", 19, "plait.lane", "did you mean 'lanes'?"),
+        ("    folder: models", "    path: models", 15, "plait.source.path", "folder, hub, package"),
+        # Types TorchServe drops with a warning in its log.
+        ("responseTimeout: 60", "responseTimeout: 60.0", 10, "responseTimeout", "whole number"),
+        ("batchSize: 16", "batchSize: '16'", 9, "batchSize", "whole number from 1; it is '16'"),
+        ("batchSize: 16", "batchSize: true", 9, "batchSize", "whole number from 1; it is true"),
+        ("batchSize: 16", "batchSize: 0", 9, "batchSize", "whole number from 1; it is 0"),
+        ("batchSize: 16", "batchSize:", 9, "batchSize", "it is nothing"),
+        ("node: 2", "node: gpu", 5, "torchrun.nproc-per-node", "whole number from 1; it is 'gpu'"),
+        ("deviceType: gpu", "deviceType: GPU", 1, "deviceType", "one of: cpu, gpu"),
+        ("[0, 1, 2, 3]", "'0,1,2,3'", 2, "deviceIds", "list of whole numbers"),
+        ("[0, 1, 2, 3]", "[0, 1, 1, 3]", 2, "deviceIds", "names a device twice"),
+        ("[0, 1, 2, 3]", "[0, -1]", 2, "deviceIds", "list of whole numbers"),
+        # Keys that count only together, or not at all.
+        ("parallelType: pp\n", "", 3, "torchrun", "ignored by TorchServe without parallelType"),
+        ("parallelType: pp", "parallelType: tp", 3, "parallelType", "must be 'pp'"),
+        ("localhost:0", "localhost:29400", 6, "torchrun.rdzv-endpoint", "must be 'localhost:0'"),
+        ('  rdzv-endpoint: "localhost:0"\n', "", 4, "torchrun.rdzv-endpoint", "is missing"),
+        ("  OMP", "  nnodes: 2\n  OMP", 7, "torchrun.nnodes", "ranks of its own machine only"),
+        ("  OMP", "  node-rank: 0\n  OMP", 7, "torchrun.node-rank", "never passes it"),
+        ("  OMP", "  rdzv-conf: a=b\n  OMP", 7, "torchrun.rdzv-conf", "never passes it"),
+        ("  OMP", "  max-restarts: 3\n  OMP", 7, "torchrun.max-restarts", "sets it itself"),
+        ("batchSize", "minWorkers: 2\nbatchSize", 9, "minWorkers", "plait.replicas"),
+        ("batchSize", "maxWorkers: 4\nbatchSize", 9, "maxWorkers", "a replica has one worker"),
+        ("batchSize", "asyncCommunication: true\nbatchSize", 9, "asyncCommunication", "torchrun"),
+        ("batchSize", "parallelLevel: 4\nbatchSize", 9, "parallelLevel", "later of the two"),
+        ("batchSize", "maxBatchDelay: 0\nbatchSize", 9, "maxBatchDelay", "whole number from 1"),
+        ("batchSize", "useJobTicket: true\nbatchSize", 9, "useJobTicket", "must be false"),
+        (
+            "batchSize",
+            "clientTimeoutInMills: 9\nbatchSize",
+            9,
+            "clientTimeoutInMills",
+            "never answ",
+        ),
+        ("batchSize", "maxNumSequence: 9\nbatchSize", 9, "maxNumSequence", "sequenceBatching only"),
+        ("Batching: true", "Batching: false", 8, "continuousBatching", "must be true"),
+        ("gpu", "cpu", 2, "deviceIds", "counts with deviceType: gpu only"),
+        ("[0, 1, 2, 3]", "[0, 1, 2]", 2, "deviceIds", "does not divide by the 2 ranks"),
+        ("replicas: 2", "replicas: 3", 22, "plait.replicas", "deviceIds names 4"),
+        # Plait's own section.
+        ("task: generate", "task: chat", 13, "plait.task", "one of: generate, embed"),
+        ("engine: pipelined", "engine: vllm", 16, "plait.engine", "echo, encoder, pipelined"),
+        (
+            "engine: pipelined",
+            "engine: encoder",
+            16,
+            "plait.engine",
+            "serves embed and not generate",
+        ),
+        ("dtype: float32", "dtype: fp32", 17, "plait.dtype", "float32, bfloat16, float16"),
+        (
+            "partition: auto",
+            "partition: [8]",
+            18,
+            "plait.partition",
+            "has 1 stages; a replica has 2",
+        ),
+        ("partition: auto", "partition: [8, 0]", 18, "plait.partition", "layer counts from 1"),
+        ("lanes: auto", "lanes: 17", 19, "plait.lanes", "more than batchSize"),
+        (
+            "max_context: 1024",
+            "max_context: 32",
+            21,
+            "plait.prefill_chunk",
+            "more than max_context",
+        ),
+        ("  max_context: 1024\n", "", 12, "plait.max_context", "is missing"),
+        ("folder: models/demo", "hub: a/b\n    package: c", 14, "plait.source", "hub and package"),
+        ("folder: models/demo", "{}", 14, "plait.source", "exactly one of"),
+        (
+            "models/demo",
+            "m\n    revision: main",
+            16,
+            "plait.source.revision",
+            "counts with hub only",
+        ),
+        ("models/demo", "m\n    subfolder: x", 16, "plait.source.subfolder", "with package only"),
+        # What is no proper YAML.
+        ("batchSize: 16", "batchSize: 16\nbatchSize: 8", 10, "batchSize", "twice, first in line 9"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line_and_key(old, new, line, key, said):
+    found = problems(changed(old, new))
+
+    start = f"{PATH}:{line}: {key}: "
+    assert any(text.startswith(start) and said in text for text in found), "\n".join(found)
+
+
+def test_pp_without_torchrun_is_refused():
+    section = GOOD[GOOD.index("torchrun") : GOOD.index("continuousBatching")]
+
+    (said,) = problems(changed(section, ""))
+    assert said.startswith(f"{PATH}:3: parallelType: needs a torchrun section")
+
+
+def test_one_mistake_is_reported_once():
+    assert len(problems(changed("batchSize: 16", "batchSize: x"))) == 1
+
+
+def test_all_mistakes_of_a_file_are_listed_in_the_order_of_its_lines():
+    wrong = changed("deviceType: gpu", "deviceType: tpu").replace("dtype: float32", "dtype: fp8")
+
+    assert [text.split(": ")[1] for text in problems(wrong)] == ["deviceType", "plait.dtype"]
+
+
+def test_a_syntax_error_is_named_with_its_line():
+    (said,) = problems(changed("batchSize: 16", "batchSize: [16"))
+
+    assert said.startswith(f"{PATH}:10: is not YAML")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n- b\n", "word", "a: 1\n---\nb: 2\n"])
+def test_what_does_not_describe_a_model_is_refused(text):
+    assert problems(text)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["a: &a [*a]", "? [x, y]\n: 1", "1: 2", "plait: &p {source: *p}", "x: 2026-13-45", "[" * 5000],
+)
+def test_hostile_yaml_is_an_error_like_any_other(hostile):
+    assert problems(hostile)
+
+
+@pytest.mark.parametrize("name", ["1demo", "demo__r0", "de mo", "d" * 65, "-demo", "gemma__r"])
+def test_a_name_that_is_no_model_name_is_refused(name):
+    (said,) = problems(GOOD, PATH.with_name(f"{name}.yaml"))
+
+    assert "must match" in said
+
+
+@pytest.mark.parametrize("name", ["demo", "gemma-2b", "all_MiniLM.L6", "d" * 64])
+def test_an_ordinary_name_is_taken(name):
+    assert config(path=PATH.with_name(f"{name}.yaml")).name == name
+
+
+def test_the_entry_file_follows_from_the_task():
+    embedding: Any = changed("task: generate", "task: embed").replace("pipelined", "encoder")
+    embedding = embedding.replace("  prefill_chunk: 64\n", "")
+
+    assert config(embedding).handler == "embedding_handler"
+    assert config().handler == "text_generation_handler"
