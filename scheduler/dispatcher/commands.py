@@ -306,7 +306,7 @@ def _stored(tx: Transaction, task_id: str, fence: int, outcome: str) -> Task | N
 
 def _expire(tx: Transaction, rules: Rules, task: Task, now: float) -> Outcome[Task]:
     where = "while it waited" if task.state is TaskState.QUEUED else "while it was worked on"
-    error = TaskError(EXPIRED_STATUS, f"the task's deadline passed {where}", "deadline")
+    error = TaskError(EXPIRED_STATUS, f"the task's deadline passed {where}")
     return _end_unasked(tx, rules, task, TaskState.EXPIRED, now, error, error.message)
 
 

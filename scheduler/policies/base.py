@@ -1,7 +1,7 @@
 """What a fairness policy decides: what service costs a flow, and where a returning flow joins.
 
 A policy is pure: integers in, integers out. The fair queue keeps its numbers in the store and the
-store's index answers which active flow has the least. ``tests/properties/test_fairness.py`` is the
+store's index answers which active flow has the least. ``tests/properties/test_fair_sharing.py`` is the
 executable form of what a policy promises.
 """
 

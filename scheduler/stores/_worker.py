@@ -69,8 +69,14 @@ class Worker:
             batch = [entry for entry in taken if entry is not None]
             is_open = len(batch) == len(taken)
             if batch:
-                self._work(batch)
+                self._answer(batch)
                 _deliver(batch)
+
+    def _answer(self, batch: Sequence[Entry]) -> None:
+        try:
+            self._work(batch)
+        except BaseException as error:  # noqa: BLE001  (every caller is told; nobody may hang)
+            refuse(batch, error)
 
     def _take(self) -> list[Entry | None]:
         taken = [self._waiting.get()]
@@ -78,6 +84,14 @@ class Worker:
             while len(taken) < self._max_batch:
                 taken.append(self._waiting.get_nowait())
         return taken
+
+
+def refuse(batch: Sequence[Entry], error: BaseException | None) -> None:
+    """Answer with StoreUnavailable all that have no error of their own."""
+    for entry in batch:
+        if entry.error is None:
+            entry.error = StoreUnavailable(f"the store refused: {error}")
+            entry.error.__cause__ = error
 
 
 def _deliver(batch: Sequence[Entry]) -> None:

@@ -22,7 +22,7 @@ from typing import TypeVar, cast
 from scheduler.errors import StartupError, StoreUnavailable
 from scheduler.stores import base
 from scheduler.stores._sqlite_transaction import Transaction
-from scheduler.stores._worker import Entry, Worker
+from scheduler.stores._worker import Entry, Worker, refuse
 
 T = TypeVar("T")
 
@@ -46,9 +46,8 @@ class Store(base.Store):
         self._lock = None if self._path == MEMORY else _lock(Path(self._path))
         self.num_commits = 0
         try:
-            self._writer = _connect(self._path)
-            _migrate(self._writer, self._path)
-            self._reader = self._writer if self._lock is None else _connect(self._path)
+            self._writer = connect(self._path)
+            self._reader = self._writer if self._lock is None else connect(self._path)
         except sqlite3.Error as error:
             self._unlock()
             raise StartupError(f"cannot open the store {self._path}: {error}") from error
@@ -95,23 +94,24 @@ class Store(base.Store):
     def _commit(self, entries: Sequence[Entry]) -> int:
         """Run entries in one transaction; how many of them are answered, at least one."""
         try:
+            self._roll_back()
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            _refuse(entries, error)
+            refuse(entries, error)
             return len(entries)
         for done, entry in enumerate(entries, 1):
             self._run_one(entry)
             if not self._writer.in_transaction:
                 # SQLite gave up the whole transaction (disk full, I/O error): nothing of it is
                 # written. What has not run yet gets a transaction of its own.
-                _refuse(entries[:done], entry.error)
+                refuse(entries[:done], entry.error)
                 return done
         try:
             self._writer.execute("COMMIT")
             self.num_commits += 1
         except sqlite3.Error as error:
             self._roll_back()
-            _refuse(entries, error)
+            refuse(entries, error)
         return len(entries)
 
     def _run_one(self, entry: Entry) -> None:
@@ -141,9 +141,11 @@ class Store(base.Store):
 
     def _read(self, batch: Sequence[Entry]) -> None:
         try:
+            if self._reader.in_transaction:
+                self._reader.execute("ROLLBACK")
             self._reader.execute("BEGIN")
         except sqlite3.Error as error:
-            _refuse(batch, error)
+            refuse(batch, error)
             return
         for entry in batch:
             try:
@@ -163,20 +165,22 @@ def _translated(error: BaseException) -> BaseException:
     return error
 
 
-def _refuse(entries: Sequence[Entry], error: BaseException | None) -> None:
-    """Answer with StoreUnavailable all that were not refused for a reason of their own."""
-    for entry in entries:
-        if entry.error is None:
-            entry.error = StoreUnavailable(f"the store refused: {error}")
-            entry.error.__cause__ = error
+def connect(path: str) -> sqlite3.Connection:
+    """A connection to the file, whose schema is brought up to date first.
 
-
-def _connect(path: str) -> sqlite3.Connection:
+    Raises:
+        StartupError: a newer Plait wrote the file.
+    """
     connection = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        _migrate(connection, path)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

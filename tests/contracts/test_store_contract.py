@@ -1,0 +1,373 @@
+"""What every store promises: one suite over every file of scheduler/stores."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+import scheduler.stores
+from scheduler.errors import StoreUnavailable
+from scheduler.flow import Flow
+from scheduler.stores.base import Store, Transaction
+from scheduler.task import Attempt, Task, TaskError, TaskState
+from scheduler.testing.tasks import MODEL, chunk
+
+#: How to open each kind of store in a fresh folder.
+OPENERS: dict[str, Callable[[Path], Store]] = {
+    "sqlite": lambda folder: import_module("scheduler.stores.sqlite").Store(folder / "plait.db"),
+    "sqlite in memory": lambda _: import_module("scheduler.stores.sqlite").Store(":memory:"),
+}
+
+
+def test_every_store_is_under_this_contract() -> None:
+    files = {m.name for m in iter_modules(scheduler.stores.__path__) if m.name[0] != "_"}
+
+    assert files - {"base"} == {name.split()[0] for name in OPENERS}
+
+
+@pytest_asyncio.fixture(params=sorted(OPENERS))
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    opened = OPENERS[request.param](tmp_path)
+    yield opened
+    await opened.close()
+
+
+def task(task_id: str = "t1", **changes: Any) -> Task:
+    blank = Task(
+        id=task_id,
+        tenant="ann",
+        model=MODEL,
+        document={"prompt": "déf", "stop": ["\n"]},
+        state=TaskState.QUEUED,
+        priority=0,
+        idempotency_key=None,
+        deadline_at=None,
+        estimated_cost=25,
+        prompt_cost=5,
+        cost_per_token=2,
+        accepted_at=10.5,
+    )
+    return replace(blank, **changes)
+
+
+def leased(task_id: str, runner: str = "r1", expires_at: float = 100.0, **changes: Any) -> Task:
+    lease = {"runner": runner, "replica": "demo__r0", "lease_expires_at": expires_at, "fence": 1}
+    return task(task_id, state=TaskState.LEASED, **{**lease, **changes})
+
+
+async def add(store: Store, *tasks: Task) -> None:
+    await store.run(lambda tx: [tx.add_task(t) for t in tasks])
+
+
+def ids(tasks: list[Task]) -> list[str]:
+    return [t.id for t in tasks]
+
+
+# -- commands
+
+
+async def test_what_a_command_wrote_is_read_by_a_later_query(store: Store) -> None:
+    await add(store, task())
+
+    assert await store.read(lambda tx: tx.task("t1")) == task()
+
+
+async def test_a_command_that_raises_has_had_no_effect(store: Store) -> None:
+    def command(tx: Transaction) -> None:
+        tx.add_task(task())
+        raise LookupError("half way")
+
+    with pytest.raises(LookupError, match="half way"):
+        await store.run(command)
+    assert await store.read(lambda tx: tx.task("t1")) is None
+
+
+async def test_a_command_that_raises_leaves_its_neighbours_alone(store: Store) -> None:
+    def bad(tx: Transaction) -> None:
+        tx.add_task(task("bad"))
+        raise LookupError
+
+    commands = [add(store, task("t1")), store.run(bad), add(store, task("t2"))]
+    answers = await asyncio.gather(*commands, return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [type(None), LookupError, type(None)]
+    assert ids(await everything(store)) == ["t2", "t1"]
+
+
+async def test_commands_run_one_after_the_other(store: Store) -> None:
+    def increment(tx: Transaction) -> None:
+        tx.put_weight("ann", tx.weight("ann") + 1)
+
+    await asyncio.gather(*(store.run(increment) for _ in range(200)))
+
+    assert await store.read(lambda tx: tx.weight("ann")) == 1200
+
+
+async def test_a_caller_that_gives_up_does_not_disturb_the_next(store: Store) -> None:
+    given_up = asyncio.ensure_future(add(store, task("t1")))
+    await asyncio.sleep(0)
+    given_up.cancel()
+
+    await add(store, task("t2"))
+
+    assert "t2" in ids(await everything(store))
+
+
+async def test_a_closed_store_refuses(store: Store) -> None:
+    await store.close()
+
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.run(lambda tx: tx.depth())
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.read(lambda tx: tx.depth())
+
+
+async def test_closing_finishes_what_was_asked_before(store: Store) -> None:
+    asked = [asyncio.ensure_future(add(store, task(f"t{n}"))) for n in range(20)]
+    await asyncio.sleep(0)
+
+    await store.close()
+
+    assert await asyncio.gather(*asked) == [None] * 20
+
+
+# -- tasks
+
+
+async def test_every_field_of_a_task_survives(store: Store) -> None:
+    full = task(
+        state=TaskState.FAILED,
+        priority=-3,
+        idempotency_key="k",
+        deadline_at=77.25,
+        charged_cost=9,
+        settled_cost=8,
+        charged_virtual_time=-(2**60),
+        attempt=2,
+        fence=3,
+        num_chunks=4,
+        num_tokens=5,
+        first_claimed_at=11.0,
+        first_chunk_at=12.0,
+        finished_at=13.0,
+        result={"text": "ü", "n": 1},
+        error=TaskError(422, "too long", "prompt"),
+    )
+
+    await add(store, full)
+
+    assert await store.read(lambda tx: tx.task("t1")) == full
+    assert await store.read(lambda tx: tx.task_by_key("ann", "k")) == full
+    assert await store.read(lambda tx: tx.task_by_key("bob", "k")) is None
+
+
+async def test_put_writes_all_that_may_change(store: Store) -> None:
+    await add(store, task())
+    moved = replace(leased("t1"), attempt=1, num_chunks=2, num_tokens=3, charged_cost=4)
+
+    await store.run(lambda tx: tx.put_task(moved))
+
+    assert await store.read(lambda tx: tx.task("t1")) == moved
+
+
+async def test_tasks_are_listed_newest_first_by_what_was_asked(store: Store) -> None:
+    others = [task("t4", tenant="bob"), task("t5", model="other"), leased("t6")]
+    await add(store, task("t1"), task("t2"), task("t3"), *others)
+
+    async def listed(**wanted: Any) -> list[str]:
+        blank = {"tenant": None, "model": None, "state": None, "limit": 10, "before": None}
+        return await store.read(lambda tx: ids(tx.tasks(**{**blank, **wanted})))
+
+    assert await listed() == ["t6", "t5", "t4", "t3", "t2", "t1"]
+    assert await listed(limit=2, before="t5") == ["t4", "t3"]
+    assert await listed(tenant="bob") == ["t4"]
+    assert await listed(model="other") == ["t5"]
+    assert await listed(state=TaskState.LEASED) == ["t6"]
+    assert await listed(tenant="ann", model=MODEL, state=TaskState.QUEUED, before="t3") == [
+        "t2",
+        "t1",
+    ]
+
+
+async def test_the_head_of_a_flow_follows_priority_deadline_and_arrival(store: Store) -> None:
+    in_order = [
+        task("t9", priority=2),
+        task("t8", priority=1, deadline_at=5.0),
+        task("t7", priority=1, deadline_at=6.0),
+        task("t1", priority=1),
+        task("t2", priority=1),
+        task("t0", priority=0, deadline_at=1.0),
+    ]
+    await add(store, *reversed(in_order), leased("t00", priority=9))
+
+    def take_all(tx: Transaction) -> list[str]:
+        taken = []
+        while (head := tx.head(MODEL, "ann")) is not None:
+            taken.append(head.id)
+            tx.put_task(replace(head, state=TaskState.CANCELLED))
+        return taken
+
+    assert await store.run(take_all) == ids(in_order)
+
+
+# -- leases and deadlines
+
+
+async def test_a_lease_is_extended_for_its_holder_only(store: Store) -> None:
+    await add(store, leased("t1"), task("t2", fence=1, runner="r1"))
+
+    def extend(tx: Transaction) -> list[bool]:
+        asked = [("t1", 1, "r1"), ("t1", 2, "r1"), ("t1", 1, "r2"), ("t2", 1, "r1"), ("no", 1, "r")]
+        return [tx.extend_lease(*lease, 500.0) for lease in asked]
+
+    assert await store.run(extend) == [True, False, False, False, False]
+    found = await store.read(lambda tx: tx.task("t1"))
+    assert found is not None
+    assert found.lease_expires_at == 500.0
+
+
+async def test_extending_all_leases_shortens_none(store: Store) -> None:
+    await add(store, leased("t1", expires_at=100.0), leased("t2", expires_at=900.0), task("t3"))
+
+    assert await store.run(lambda tx: tx.extend_leases(500.0)) == 2
+    left = await store.read(lambda tx: tx.expired_leases(1000.0, 10))
+    assert [(t.id, t.lease_expires_at) for t in left] == [("t1", 500.0), ("t2", 900.0)]
+
+
+async def test_expired_leases_come_earliest_first(store: Store) -> None:
+    await add(
+        store,
+        leased("t1", expires_at=30.0),
+        leased("t2", expires_at=20.0),
+        leased("t3"),
+        task("t4"),
+    )
+
+    assert ids(await store.read(lambda tx: tx.expired_leases(30.0, 10))) == ["t2", "t1"]
+    assert ids(await store.read(lambda tx: tx.expired_leases(30.0, 1))) == ["t2"]
+
+
+async def test_passed_deadlines_are_those_of_tasks_still_open(store: Store) -> None:
+    await add(
+        store,
+        task("t1", deadline_at=30.0),
+        leased("t2", deadline_at=20.0),
+        task("t3", deadline_at=10.0, state=TaskState.SUCCEEDED),
+        task("t4", deadline_at=40.0),
+        task("t5"),
+    )
+
+    assert ids(await store.read(lambda tx: tx.past_deadline(30.0, 10))) == ["t2", "t1"]
+    assert ids(await store.read(lambda tx: tx.past_deadline(30.0, 1))) == ["t2"]
+
+
+async def test_leases_are_found_by_runner(store: Store) -> None:
+    await add(store, leased("t1"), leased("t2", runner="r2"), leased("t3"))
+
+    assert ids(await store.read(lambda tx: tx.leases("r1"))) == ["t1", "t3"]
+
+
+# -- attempts and output
+
+
+async def test_attempts_are_kept_in_order(store: Store) -> None:
+    first = Attempt(1, 1, "r1", "demo__r0", 10.0, 0)
+    second = Attempt(2, 2, "r2", "demo__r1", 30.0, 4)
+    ended = replace(first, ended_at=20.0, outcome="lost", reason="worker died")
+
+    def command(tx: Transaction) -> None:
+        tx.add_attempt("t1", first)
+        tx.add_attempt("t1", second)
+        tx.put_attempt("t1", ended)
+
+    await store.run(command)
+
+    assert await store.read(lambda tx: tx.attempts("t1")) == [ended, second]
+    assert await store.read(lambda tx: tx.attempts("t2")) == []
+
+
+async def test_the_journal_is_read_from_a_cursor(store: Store) -> None:
+    written = [chunk(0, 1, 2), chunk(1, 3), chunk(2, 4, 5)]
+    await store.run(lambda tx: tx.add_chunks("t1", written))
+
+    assert await store.read(lambda tx: tx.chunks("t1", 1, 10)) == written[1:]
+    assert await store.read(lambda tx: tx.chunks("t1", 0, 2)) == written[:2]
+    assert await store.read(lambda tx: tx.token_ids("t1")) == (1, 2, 3, 4, 5)
+    assert await store.read(lambda tx: tx.chunks("t2", 0, 10)) == []
+
+
+async def test_a_chunk_cannot_be_written_twice(store: Store) -> None:
+    await store.run(lambda tx: tx.add_chunks("t1", [chunk(0)]))
+
+    with pytest.raises(Exception, match=r"UNIQUE|duplicate"):
+        await store.run(lambda tx: tx.add_chunks("t1", [chunk(0, 9)]))
+    assert await store.read(lambda tx: tx.token_ids("t1")) == (100,)
+
+
+# -- flows
+
+
+async def test_an_unused_flow_is_all_zeros(store: Store) -> None:
+    assert await store.read(lambda tx: tx.flow(MODEL, "ann")) == Flow(MODEL, "ann")
+
+
+async def test_the_next_flow_is_the_active_one_of_least_virtual_time(store: Store) -> None:
+    flows = [
+        Flow(MODEL, "ann", virtual_time=5, num_queued=1),
+        Flow(MODEL, "bob", virtual_time=3, num_queued=2),
+        Flow(MODEL, "abe", virtual_time=3, num_queued=4),
+        Flow(MODEL, "idle", virtual_time=1),
+        Flow("other", "eve", virtual_time=0, num_queued=1, charged_cost=7),
+    ]
+    await store.run(lambda tx: [tx.put_flow(flow) for flow in flows])
+
+    assert await store.read(lambda tx: tx.next_flow(MODEL)) == flows[2]
+    assert await store.read(lambda tx: tx.next_flow("none")) is None
+    assert await store.read(lambda tx: tx.depth()) == {MODEL: 7, "other": 1}
+    assert await store.read(lambda tx: tx.flows("other")) == [flows[4]]
+
+
+async def test_a_flow_is_overwritten(store: Store) -> None:
+    await store.run(lambda tx: tx.put_flow(Flow(MODEL, "ann", 1, 2, 3)))
+    await store.run(lambda tx: tx.put_flow(Flow(MODEL, "ann", -4, 5, 6)))
+
+    assert await store.read(lambda tx: tx.flows(MODEL)) == [Flow(MODEL, "ann", -4, 5, 6)]
+
+
+async def test_the_virtual_floor_is_kept_by_model(store: Store) -> None:
+    await store.run(lambda tx: tx.put_virtual_floor(MODEL, 7))
+    await store.run(lambda tx: tx.put_virtual_floor(MODEL, 9))
+
+    assert await store.read(lambda tx: tx.virtual_floor(MODEL)) == 9
+    assert await store.read(lambda tx: tx.virtual_floor("other")) == 0
+
+
+# -- operator's data
+
+
+async def test_a_tenant_without_a_weight_has_the_ordinary_one(store: Store) -> None:
+    await store.run(lambda tx: tx.put_weight("ann", 3000))
+
+    assert await store.read(lambda tx: (tx.weight("ann"), tx.weight("bob"))) == (3000, 1000)
+    assert await store.read(lambda tx: tx.weights()) == {"ann": 3000}
+
+
+async def test_desired_replicas_are_those_that_were_set(store: Store) -> None:
+    await store.run(lambda tx: tx.put_desired_replicas(MODEL, 2))
+    await store.run(lambda tx: tx.put_desired_replicas(MODEL, 0))
+
+    assert await store.read(lambda tx: tx.desired_replicas()) == {MODEL: 0}
+
+
+async def everything(store: Store) -> list[Task]:
+    return await store.read(
+        lambda tx: tx.tasks(tenant=None, model=None, state=None, limit=100, before=None)
+    )

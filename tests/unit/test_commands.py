@@ -1,0 +1,441 @@
+"""The moves of a task: what each needs, changes and refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from scheduler.dispatcher import commands
+from scheduler.errors import IdempotencyConflict, StaleLease, TaskNotFound
+from scheduler.stores.base import Transaction
+from scheduler.task import Grant, Task, TaskError, TaskState
+from scheduler.testing.tasks import MODEL, chunk, memory_transaction, problems, rules, submission
+
+RULES = rules(max_attempts=2, lease_ttl_s=10.0)
+NOW = 1000.0
+
+
+@pytest.fixture
+def tx() -> Iterator[Transaction]:
+    with memory_transaction() as transaction:
+        yield transaction
+        assert problems(transaction) == []
+
+
+def submit(tx: Transaction, task_id: str = "t1", tenant: str = "ann", **changes: object) -> Task:
+    return commands.submit(tx, RULES, submission(tenant, **changes), task_id, NOW).value[0]
+
+
+def claim(tx: Transaction, now: float = NOW, limit: int = 1) -> list[Grant]:
+    return commands.claim(tx, RULES, MODEL, "runner-1", "demo__r0", limit, now).value
+
+
+def service(tx: Transaction) -> dict[str, int]:
+    return {flow.tenant: flow.charged_cost for flow in tx.flows(MODEL)}
+
+
+# -- submit
+
+
+def test_a_submission_becomes_a_queued_task(tx: Transaction) -> None:
+    outcome = commands.submit(tx, RULES, submission(priority=3), "t1", NOW)
+
+    task, is_new = outcome.value
+    assert is_new
+    assert tx.task("t1") == task
+    assert (task.state, task.priority, task.accepted_at) == (TaskState.QUEUED, 3, NOW)
+
+
+def test_a_repeated_key_with_the_same_request_is_the_same_task(tx: Transaction) -> None:
+    first = submit(tx, idempotency_key="k")
+
+    outcome = commands.submit(tx, RULES, submission(idempotency_key="k"), "t2", NOW)
+
+    assert outcome.value == (first, False)
+    assert outcome.changes == ()
+
+
+def test_a_repeated_key_with_another_request_is_refused(tx: Transaction) -> None:
+    submit(tx, idempotency_key="k")
+
+    with pytest.raises(IdempotencyConflict, match="belongs to task t1"):
+        submit(tx, "t2", idempotency_key="k", document={"prompt": "other"})
+
+
+def test_tenants_do_not_share_keys(tx: Transaction) -> None:
+    submit(tx, idempotency_key="k")
+
+    assert submit(tx, "t2", tenant="bob", idempotency_key="k").id == "t2"
+
+
+# -- claim
+
+
+def test_a_claim_leases_the_task_under_a_new_fence(tx: Transaction) -> None:
+    submit(tx)
+
+    (grant,) = claim(tx)
+
+    task = grant.task
+    assert (task.state, task.fence, task.attempt) == (TaskState.LEASED, 1, 1)
+    assert (task.runner, task.replica) == ("runner-1", "demo__r0")
+    assert (task.lease_expires_at, task.first_claimed_at) == (NOW + 10, NOW)
+    assert tx.task("t1") == task
+
+
+def test_a_claim_of_an_empty_queue_grants_nothing(tx: Transaction) -> None:
+    assert claim(tx) == []
+
+
+def test_a_leased_task_is_not_claimed_again(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+
+    assert claim(tx) == []
+
+
+def test_within_a_flow_priority_then_deadline_then_arrival_decide(tx: Transaction) -> None:
+    submit(tx, "1-late")
+    submit(tx, "2-deadline", deadline_at=NOW + 50)
+    submit(tx, "3-sooner", deadline_at=NOW + 20)
+    submit(tx, "4-urgent", priority=1)
+    submit(tx, "5-last")
+
+    order = [grant.task.id for grant in claim(tx, limit=10)]
+
+    assert order == ["4-urgent", "3-sooner", "2-deadline", "1-late", "5-last"]
+
+
+def test_a_claim_expires_tasks_that_nobody_wants_any_more(tx: Transaction) -> None:
+    submit(tx, "t1", deadline_at=NOW + 5)
+    submit(tx, "t2")
+
+    grants = claim(tx, now=NOW + 5)
+
+    assert [grant.task.id for grant in grants] == ["t2"]
+    expired = commands.owned(tx, "t1")
+    assert expired.state is TaskState.EXPIRED
+    assert expired.error == TaskError(504, "the task's deadline passed while it waited")
+
+
+def test_a_grant_carries_what_earlier_attempts_produced(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    commands.append(tx, RULES, "t1", 1, [chunk(0, 7, 8), chunk(1, 9)], NOW)
+    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+
+    (grant,) = claim(tx)
+
+    assert grant.generated == (7, 8, 9)
+    assert grant.task.num_chunks == 2
+
+
+# -- append
+
+
+def test_chunks_already_there_are_skipped(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    commands.append(tx, RULES, "t1", 1, [chunk(0), chunk(1)], NOW)
+
+    outcome = commands.append(tx, RULES, "t1", 1, [chunk(1), chunk(2)], NOW)
+
+    assert outcome.value == 3
+    assert outcome.changes[0].chunks == (chunk(2),)
+
+
+@pytest.mark.parametrize("seqs", [(1,), (0, 2), (0, 1, 1)])
+def test_a_gap_or_repeat_among_new_chunks_is_refused(tx: Transaction, seqs: list[int]) -> None:
+    submit(tx)
+    claim(tx)
+
+    with pytest.raises(ValueError, match=r"task t1: chunk . came where . is next"):
+        commands.append(tx, RULES, "t1", 1, [chunk(seq) for seq in seqs], NOW)
+
+
+def test_the_first_chunk_is_timed_once(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    commands.append(tx, RULES, "t1", 1, [chunk(0)], NOW + 1)
+    commands.append(tx, RULES, "t1", 1, [chunk(1)], NOW + 2)
+
+    assert commands.owned(tx, "t1").first_chunk_at == NOW + 1
+
+
+# -- the ends
+
+
+def test_success_keeps_the_result_and_ends_the_lease(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+
+    task = commands.succeed(tx, RULES, "t1", 1, {"reason": "eos"}, NOW + 3).value
+
+    assert (task.state, task.result, task.finished_at) == (
+        TaskState.SUCCEEDED,
+        {"reason": "eos"},
+        NOW + 3,
+    )
+    assert (task.runner, task.lease_expires_at) == (None, None)
+    assert tx.attempts("t1")[0].outcome == "succeeded"
+
+
+def test_repeating_a_success_gives_the_stored_answer(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    first = commands.succeed(tx, RULES, "t1", 1, {"n": 1}, NOW).value
+
+    again = commands.succeed(tx, RULES, "t1", 1, {"n": 2}, NOW + 9)
+
+    assert again.value == first
+    assert again.changes == ()
+
+
+def test_a_failure_after_success_under_the_same_fence_is_stale(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    commands.succeed(tx, RULES, "t1", 1, {}, NOW)
+
+    with pytest.raises(StaleLease):
+        commands.fail(tx, RULES, "t1", 1, TaskError(500, "no"), NOW)
+
+
+def test_a_failure_tells_its_reason_and_repeats(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    error = TaskError(422, "too long", "prompt")
+
+    failed = commands.fail(tx, RULES, "t1", 1, error, NOW).value
+
+    assert (failed.state, failed.error) == (TaskState.FAILED, error)
+    assert commands.fail(tx, RULES, "t1", 1, error, NOW).value == failed
+    assert tx.attempts("t1")[0].reason == "too long"
+
+
+def test_a_released_task_is_first_in_its_flow_again(tx: Transaction) -> None:
+    submit(tx, "t1")
+    submit(tx, "t2")
+    claim(tx)
+
+    released = commands.release(tx, RULES, "t1", 1, "worker died", NOW).value
+
+    assert released.state is TaskState.QUEUED
+    assert claim(tx)[0].task.id == "t1"
+
+
+def test_repeating_a_release_loses_one_attempt_only(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    first = commands.release(tx, RULES, "t1", 1, "worker died", NOW).value
+
+    assert commands.release(tx, RULES, "t1", 1, "worker died", NOW).value == first
+
+
+def test_a_task_that_lost_all_its_attempts_fails_with_their_history(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    claim(tx)
+
+    task = commands.release(tx, RULES, "t1", 2, "replica gone", NOW).value
+
+    assert task.state is TaskState.FAILED
+    assert task.error == TaskError(
+        500,
+        "lost 2 of 2 attempts allowed: attempt 1 on demo__r0 of runner-1: worker died; "
+        "attempt 2 on demo__r0 of runner-1: replica gone",
+    )
+    assert commands.release(tx, RULES, "t1", 2, "replica gone", NOW).value == task
+
+
+def test_every_write_under_an_older_fence_is_stale_and_changes_nothing(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    claim(tx)
+    before = tx.task("t1")
+
+    for write in (
+        lambda: commands.append(tx, RULES, "t1", 1, [chunk(0)], NOW),
+        lambda: commands.succeed(tx, RULES, "t1", 1, {}, NOW),
+        lambda: commands.fail(tx, RULES, "t1", 1, TaskError(500, "no"), NOW),
+        lambda: commands.release(tx, RULES, "t1", 1, "late", NOW),
+    ):
+        with pytest.raises(StaleLease, match="lease 1 of task t1 has ended"):
+            write()
+    assert tx.task("t1") == before
+
+
+def test_a_cancelled_lease_is_told_with_its_holder(tx: Transaction) -> None:
+    submit(tx)
+    leased = claim(tx)[0].task
+
+    outcome = commands.cancel(tx, RULES, "t1", "ann", "not needed", NOW)
+
+    assert outcome.value.state is TaskState.CANCELLED
+    assert outcome.changes[0].ended_lease == leased
+    assert tx.attempts("t1")[0].reason == "not needed"
+
+
+def test_cancelling_what_is_final_changes_nothing(tx: Transaction) -> None:
+    submit(tx)
+    cancelled = commands.cancel(tx, RULES, "t1", None, "", NOW).value
+
+    assert commands.cancel(tx, RULES, "t1", None, "again", NOW + 1).value == cancelled
+
+
+def test_nobody_cancels_another_tenants_task(tx: Transaction) -> None:
+    submit(tx)
+
+    with pytest.raises(TaskNotFound):
+        commands.cancel(tx, RULES, "t1", "bob", "", NOW)
+
+
+# -- leases
+
+
+def test_a_renewed_lease_lasts_a_full_term_and_foreign_ones_are_named(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+
+    held = [("t1", 1), ("t1", 2), ("nothing", 1)]
+    lost = commands.renew(tx, RULES, "runner-1", held, NOW + 8).value
+
+    assert lost == [("t1", 2), ("nothing", 1)]
+    assert commands.owned(tx, "t1").lease_expires_at == NOW + 18
+    assert commands.renew(tx, RULES, "runner-2", [("t1", 1)], NOW).value == [("t1", 1)]
+
+
+def test_a_lease_that_ran_out_is_taken_back_and_told(tx: Transaction) -> None:
+    submit(tx)
+    leased = claim(tx)[0].task
+
+    assert commands.sweep(tx, RULES, NOW + 9.9, 10).value == []
+    outcome = commands.sweep(tx, RULES, NOW + 10, 10)
+
+    assert outcome.value[0].state is TaskState.QUEUED
+    assert outcome.changes[0].ended_lease == leased
+    assert "nothing was heard of it for 10 s" in tx.attempts("t1")[0].reason
+
+
+def test_a_deadline_ends_a_running_task_and_is_told(tx: Transaction) -> None:
+    submit(tx, deadline_at=NOW + 5)
+    leased = claim(tx)[0].task
+
+    outcome = commands.sweep(tx, RULES, NOW + 5, 10)
+
+    assert outcome.value[0].state is TaskState.EXPIRED
+    assert outcome.changes[0].ended_lease == leased
+
+
+def test_a_sweep_moves_no_more_than_its_limit(tx: Transaction) -> None:
+    for name in ("t1", "t2", "t3"):
+        submit(tx, name)
+    claim(tx, limit=3)
+
+    assert len(commands.sweep(tx, RULES, NOW + 99, 2).value) == 2
+    assert len(commands.sweep(tx, RULES, NOW + 99, 2).value) == 1
+
+
+def test_a_restarted_runner_gives_back_what_it_forgot(tx: Transaction) -> None:
+    submit(tx, "t1")
+    submit(tx, "t2")
+    claim(tx, limit=2)
+
+    freed = commands.release_others(tx, RULES, "runner-1", [("t2", 1)], "restarted", NOW).value
+
+    assert [task.id for task in freed] == ["t1"]
+    assert commands.owned(tx, "t2").state is TaskState.LEASED
+
+
+def test_live_leases_get_a_full_term_after_the_control_plane_was_away(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+
+    assert commands.extend_all(tx, RULES, NOW + 100).value == 1
+    assert commands.sweep(tx, RULES, NOW + 105, 10).value == []
+
+
+# -- accounting
+
+
+def test_a_claim_is_charged_with_the_estimate_and_settled_with_what_was_used(
+    tx: Transaction,
+) -> None:
+    submit(tx)
+    claim(tx)
+    assert service(tx) == {"ann": 25}
+    commands.append(tx, RULES, "t1", 1, [chunk(0, 1, 2, 3)], NOW)
+
+    commands.succeed(tx, RULES, "t1", 1, {}, NOW)
+
+    assert service(tx) == {"ann": 5 + 2 * 3}
+    assert tx.flow(MODEL, "ann").virtual_time == 11_000
+
+
+def test_output_beyond_the_estimate_is_charged_as_it_comes(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+
+    commands.append(tx, RULES, "t1", 1, [chunk(0, *range(12))], NOW)
+
+    assert service(tx) == {"ann": 5 + 2 * 12}
+
+
+def test_a_lost_attempt_costs_what_it_journalled_and_the_next_does_not_pay_it_again(
+    tx: Transaction,
+) -> None:
+    submit(tx)
+    submit(tx, "t2")  # the flow stays active: nothing is lifted
+    claim(tx)
+    commands.append(tx, RULES, "t1", 1, [chunk(0, 1, 2, 3)], NOW)
+    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    assert service(tx) == {"ann": 11}
+
+    claim(tx)
+    assert service(tx) == {"ann": 25}
+    commands.append(tx, RULES, "t1", 2, [chunk(1, 4)], NOW)
+    commands.succeed(tx, RULES, "t1", 2, {}, NOW)
+
+    assert service(tx) == {"ann": 13}
+    assert tx.flow(MODEL, "ann").virtual_time == 13_000
+
+
+def test_an_attempt_lost_before_its_first_token_is_free(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+
+    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+
+    assert service(tx) == {"ann": 0}
+
+
+def test_a_prompt_is_paid_for_when_its_owner_cancels_the_work(tx: Transaction) -> None:
+    submit(tx)
+    claim(tx)
+
+    commands.cancel(tx, RULES, "t1", None, "", NOW)
+
+    assert service(tx) == {"ann": 5}
+
+
+def test_work_without_tokens_costs_its_estimate(tx: Transaction) -> None:
+    submit(tx, estimated_cost=40, prompt_cost=40, cost_per_token=0)
+    claim(tx)
+
+    commands.succeed(tx, RULES, "t1", 1, {"embeddings": []}, NOW)
+
+    assert service(tx) == {"ann": 40}
+
+
+def test_a_refund_is_exact_although_the_weight_changed(tx: Transaction) -> None:
+    submit(tx)
+    submit(tx, "t2")  # the flow stays active: nothing is lifted
+    claim(tx)
+    assert tx.flow(MODEL, "ann").virtual_time == 25_000
+    tx.put_weight("ann", 5000)
+
+    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+
+    assert tx.flow(MODEL, "ann").virtual_time == 0
