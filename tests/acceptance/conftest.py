@@ -51,14 +51,19 @@ class Reference:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @functools.cache  # noqa: B019 - one instance a session, and generation is what takes time here
-    def tokens(self, prompt: str, max_new_tokens: int) -> list[int]:
+    def tokens(
+        self, prompt: str, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> list[int]:
         """Greedy continuation by ``generate``, as token ids."""
         import torch
 
         encoded = self.tokenizer(prompt, return_tensors="pt")
         with torch.inference_mode():
             output = self.model.generate(
-                **encoded, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1
+                **encoded,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=-1 if ignore_eos else self.model.generation_config.eos_token_id,
             )
         new: list[int] = output[0, encoded["input_ids"].shape[1] :].tolist()
         return new
