@@ -162,6 +162,11 @@ def _translated(error: BaseException) -> BaseException:
         unavailable = StoreUnavailable(f"the store refused: {error}")
         unavailable.__cause__ = error
         return unavailable
+    if isinstance(error, StopIteration) or not isinstance(error, Exception):
+        # These would end the event loop that waits for the answer instead of reaching the caller.
+        bug = RuntimeError(f"a command raised {error!r}")
+        bug.__cause__ = error
+        return bug
     return error
 
 

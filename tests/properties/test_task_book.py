@@ -1,0 +1,230 @@
+"""The promises about a task, against a model, over every order of moves and restarts.
+
+1. An accepted task reaches exactly one final state, and stays in it.
+2. At most one live lease per task; fencing tokens grow; a write with an old one changes nothing.
+3. The journal has no gap and no repeat, and what was read once is read again the same.
+
+The book is on a file in a real folder; a restart closes it and opens it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
+
+from scheduler.clock import ManualClock
+from scheduler.errors import StaleLease
+from scheduler.stores.sqlite import Store
+from scheduler.task import JournalChunk, TaskError, TaskState
+from scheduler.task_book import TaskBook
+from scheduler.testing.tasks import MODEL, chunk, problems, submission
+
+T = TypeVar("T")
+TTL = 10.0
+MAX_ATTEMPTS = 3
+
+Lease = tuple[str, int]
+
+
+@dataclass
+class Expected:
+    """What the model knows of a task."""
+
+    state: TaskState = TaskState.QUEUED
+    fence: int = 0
+    chunks: list[JournalChunk] = field(default_factory=list)
+    expires_at: float = 0.0
+    deadline_at: float | None = None
+    result: Any = None
+
+
+class Tasks(RuleBasedStateMachine):
+    tasks = Bundle("tasks")
+    leases = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.loop = asyncio.new_event_loop()
+        self.clock = ManualClock()
+        self.known: dict[str, Expected] = {}
+        self.open()
+
+    def open(self) -> None:
+        self.store = Store(Path(self.folder.name) / "plait.db")
+        self.book = TaskBook(self.store, self.clock, lease_ttl_s=TTL, max_attempts=MAX_ATTEMPTS)
+
+    def do(self, awaitable: Awaitable[T]) -> T:
+        return self.loop.run_until_complete(awaitable)
+
+    def teardown(self) -> None:
+        self.do(self.store.close())
+        self.loop.close()
+        self.folder.cleanup()
+
+    def is_live(self, lease: Lease) -> bool:
+        task = self.known[lease[0]]
+        return task.state is TaskState.LEASED and task.fence == lease[1]
+
+    def lose(self, task: Expected) -> None:
+        task.state = TaskState.FAILED if task.fence >= MAX_ATTEMPTS else TaskState.QUEUED
+
+    # -- moves
+
+    @rule(
+        target=tasks,
+        tenant=st.sampled_from(["ann", "bob"]),
+        key=st.sampled_from([None, "k"]),
+        patience_s=st.sampled_from([None, None, 5.0, 20.0]),
+    )
+    def submit(self, tenant: str, key: str | None, patience_s: float | None) -> str:
+        deadline_at = None if patience_s is None else self.clock.now() + patience_s
+        sent = submission(tenant, idempotency_key=key, deadline_at=deadline_at)
+        task, is_new = self.do(self.book.submit(sent))
+        assert is_new == (task.id not in self.known)
+        assert is_new or key is not None
+        self.known.setdefault(task.id, Expected(deadline_at=deadline_at))
+        return task.id
+
+    @rule(target=leases, limit=st.integers(1, 3))
+    def claim(self, limit: int) -> Any:
+        grants = self.do(self.book.claim(MODEL, runner="r1", replica="demo__r0", limit=limit))
+        num_queued = sum(task.state is TaskState.QUEUED for task in self.known.values())
+        assert len(grants) == min(limit, num_queued)
+        for grant in grants:
+            task = self.known[grant.task.id]
+            assert task.state is TaskState.QUEUED
+            assert grant.task.fence == task.fence + 1
+            assert grant.generated == tuple(t for c in task.chunks for t in c.token_ids)
+            task.state, task.fence = TaskState.LEASED, grant.task.fence
+            task.expires_at = self.clock.now() + TTL
+        return multiple(*((grant.task.id, grant.task.fence) for grant in grants))
+
+    @rule(lease=leases, behind=st.integers(0, 2), ahead=st.integers(0, 3))
+    def append(self, lease: Lease, behind: int, ahead: int) -> None:
+        """Send the last few chunks again, and some new ones."""
+        task = self.known[lease[0]]
+        start = max(0, len(task.chunks) - behind)
+        new = [chunk(seq) for seq in range(len(task.chunks), len(task.chunks) + ahead)]
+        write = self.book.append(*lease, task.chunks[start:] + new)
+        if not self.is_live(lease):
+            self.refused(write)
+            return
+        assert self.do(write) == len(task.chunks) + ahead
+        task.chunks += new
+
+    @rule(lease=leases)
+    def append_with_a_gap(self, lease: Lease) -> None:
+        if self.is_live(lease):
+            with pytest.raises(ValueError, match="is next"):
+                self.do(self.book.append(*lease, [chunk(len(self.known[lease[0]].chunks) + 1)]))
+
+    @rule(lease=leases, result=st.integers())
+    def succeed(self, lease: Lease, result: int) -> None:
+        task = self.known[lease[0]]
+        if self.is_live(lease):
+            task.state, task.result = TaskState.SUCCEEDED, {"n": result}
+        elif task.state is not TaskState.SUCCEEDED or task.fence != lease[1]:
+            self.refused(self.book.succeed(*lease, {"n": result}))
+            return
+        assert self.do(self.book.succeed(*lease, {"n": result})).result == task.result
+
+    @rule(lease=leases)
+    def fail(self, lease: Lease) -> None:
+        if self.is_live(lease):
+            self.do(self.book.fail(*lease, TaskError(422, "no")))
+            self.known[lease[0]].state = TaskState.FAILED
+
+    @rule(lease=leases)
+    def release(self, lease: Lease) -> None:
+        if self.is_live(lease):
+            self.do(self.book.release(*lease, "worker died"))
+            self.lose(self.known[lease[0]])
+
+    @rule(task_id=tasks)
+    def cancel(self, task_id: str) -> None:
+        self.do(self.book.cancel(task_id))
+        task = self.known[task_id]
+        if not task.state.is_final:
+            task.state = TaskState.CANCELLED
+
+    @rule(lease=consumes(leases))
+    def write_with_an_older_fence(self, lease: Lease) -> None:
+        task_id, fence = lease
+        for write in (
+            self.book.append(task_id, fence - 1, [chunk(len(self.known[task_id].chunks))]),
+            self.book.succeed(task_id, fence - 1, {}),
+            self.book.fail(task_id, fence - 1, TaskError(500, "no")),
+            self.book.release(task_id, fence - 1, "late"),
+        ):
+            self.refused(write)
+
+    @rule(lease=leases)
+    def renew(self, lease: Lease) -> None:
+        lost = self.do(self.book.renew("r1", [lease]))
+        assert lost == ([] if self.is_live(lease) else [lease])
+        if self.is_live(lease):
+            self.known[lease[0]].expires_at = self.clock.now() + TTL
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
+    def wait_and_sweep(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.do(self.book.sweep())
+        now = self.clock.now()
+        for task in self.known.values():
+            if task.state.is_final:
+                continue
+            if task.deadline_at is not None and task.deadline_at <= now:
+                task.state = TaskState.EXPIRED
+            elif task.state is TaskState.LEASED and task.expires_at <= now:
+                self.lose(task)
+
+    @rule()
+    def restart(self) -> None:
+        self.do(self.store.close())
+        self.open()
+        assert self.do(self.book.extend_all()) == sum(
+            task.state is TaskState.LEASED for task in self.known.values()
+        )
+        for task in self.known.values():
+            task.expires_at = self.clock.now() + TTL
+
+    def refused(self, write: Awaitable[Any]) -> None:
+        with pytest.raises(StaleLease):
+            self.do(write)
+
+    # -- what must hold after every move
+
+    @precondition(lambda self: self.known)
+    @invariant()
+    def the_book_agrees_with_the_model(self) -> None:
+        for task_id, expected in self.known.items():
+            task = self.do(self.book.task(task_id))
+            assert (task.state, task.fence) == (expected.state, expected.fence)
+            assert task.result == expected.result
+            assert self.do(self.book.chunks(task_id)) == expected.chunks
+
+    @invariant()
+    def the_store_adds_up(self) -> None:
+        assert self.do(self.store.read(problems)) == []
+
+
+TestTasks = Tasks.TestCase
+TestTasks.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
