@@ -136,6 +136,8 @@ class Front:
                 )
                 if pending.done():
                     event, pending = pending.result(), None
+                    if event.kind == "state" and event.task and event.task.state.is_final:
+                        continue  # Chunks may still follow; "end" tells it after them.
                     yield event
                     if event.kind == "end":
                         return

@@ -16,7 +16,13 @@ from aiohttp import web
 from scheduler.errors import InvalidRequest
 from scheduler.gateway import operations_api, predictions, tasks_api
 from scheduler.gateway.front import Front
-from scheduler.gateway.http_request import FRONT, REQUEST_ID_HEADER, TASK_HEADER, TASK_ID
+from scheduler.gateway.http_request import (
+    FRONT,
+    REQUEST_ID,
+    REQUEST_ID_HEADER,
+    TASK_HEADER,
+    TASK_ID,
+)
 from scheduler.gateway.problems import Problem, describe, http_problem
 
 log = structlog.get_logger(__name__)
@@ -62,7 +68,7 @@ async def open_http(front: Front, host: str, port: int, max_body_bytes: int) -> 
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        request[REQUEST_ID_HEADER] = _request_id(request)
+        request[REQUEST_ID] = _request_id(request)
         return await handler(request)
     except web.HTTPException as error:
         return _http_error(request, error)
@@ -109,7 +115,7 @@ def _request_id(request: web.Request) -> str:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    for header, key in ((REQUEST_ID_HEADER, REQUEST_ID_HEADER), (TASK_HEADER, TASK_ID)):
+    for header, key in ((REQUEST_ID_HEADER, REQUEST_ID), (TASK_HEADER, TASK_ID)):
         if key in request:
             response.headers[header] = request[key]
 

@@ -22,8 +22,9 @@ TASK_HEADER: Final = "X-Plait-Task-Id"
 TENANT_HEADER: Final = "X-Plait-Tenant"
 STREAM_HEADER: Final = "X-Plait-Stream"
 KEY_HEADER: Final = "Idempotency-Key"
+REQUEST_ID: Final = web.RequestKey("request_id", str)
 #: Where a handler leaves the id of its request's task, for the header of the answer.
-TASK_ID: Final = "task_id"
+TASK_ID: Final = web.RequestKey("task_id", str)
 
 DEFAULT_TENANT: Final = "default"
 _TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,6 +78,11 @@ def open_counter(config: ModelConfig) -> Counter:
         return ByteCounter()
     tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     return TokenizerCounter(tokenizer, _vocabulary_size(path.parent, tokenizer))
+
+
+def open_counters(models: Mapping[str, ModelConfig]) -> dict[str, Counter]:
+    """A counter for each model."""
+    return {name: open_counter(config) for name, config in models.items()}
 
 
 def find_file(source: Source, name: str) -> Path | None:

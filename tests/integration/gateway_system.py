@@ -1,0 +1,201 @@
+"""A gateway on real sockets over a real task book, and a runner that is played.
+
+The played runner claims, appends and finishes as the dispatcher does for a real one. What it does
+with a task depends on the prompt: it writes ``max_new_tokens`` words and succeeds, unless the
+prompt begins with "fail" (refused at once), "break" (fails after two words) or "hold" (stops
+after three words until it is told to go on).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from aiohttp import web
+
+from handlers.model_config import ModelConfig, Source
+from scheduler.clock import SystemClock
+from scheduler.cluster_view import NodeView, ReplicaView
+from scheduler.errors import StaleLease
+from scheduler.gateway.front import Front
+from scheduler.gateway.grpc_tasks import attach, server_options
+from scheduler.gateway.http import open_http
+from scheduler.gateway.tokens import open_counters
+from scheduler.stores.sqlite import Store
+from scheduler.task import Grant, JournalChunk, Task, TaskError
+from scheduler.task_book import TaskBook
+
+DEMO = Path(__file__).resolve().parent.parent.parent / "models" / "demo"
+MAX_BODY_BYTES = 64 * 1024
+NUM_WORDS_HELD = 3
+
+
+def make_config(name: str, task: str = "generate", **changes: Any) -> ModelConfig:
+    """A model's config with the defaults of the demo model."""
+    fields: dict[str, Any] = {
+        "source": Source("folder", str(DEMO)),
+        "engine": "pipelined" if task == "generate" else "encoder",
+        "dtype": "float32",
+        "num_stages": 2,
+        "partition": None,
+        "num_lanes": None,
+        "max_batch": 16,
+        "max_context": 1024,
+        "prefill_chunk": 64,
+        "num_replicas": 1,
+        "device_type": "cpu",
+        "device_ids": None,
+        "response_timeout_s": 60,
+        "startup_timeout_s": 60,
+    }
+    return ModelConfig(name=name, task=task, **{**fields, **changes})
+
+
+MODELS = {
+    "demo": make_config("demo"),
+    "encoder": make_config("encoder", "embed", max_context=256),
+    "asleep": make_config("asleep", num_replicas=0),
+}
+
+
+class PlayedRunner:
+    """Works off whatever becomes queued, one asyncio task each."""
+
+    def __init__(self) -> None:
+        self.book: TaskBook | None = None
+        #: Set to let tasks on hold go on.
+        self.go_on = asyncio.Event()
+        #: Ids of tasks whose lease was ended by somebody else, in order.
+        self.ended: list[str] = []
+        self._working: dict[str, asyncio.Task[None]] = {}
+        self._claiming: set[asyncio.Task[None]] = set()
+
+    def attach(self, book: TaskBook) -> None:
+        """Work for this book from now on, also at what was begun for the one before."""
+        self.book = book
+        book.on_queued(self._claim_soon)
+        book.on_lease_ended(self._stop)
+
+    async def close(self) -> None:
+        working = [*self._working.values(), *self._claiming]
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+
+    def _claim_soon(self, model: str) -> None:
+        claiming = asyncio.create_task(self._claim(model))
+        self._claiming.add(claiming)
+        claiming.add_done_callback(self._claiming.discard)
+
+    async def _claim(self, model: str) -> None:
+        assert self.book is not None
+        for grant in await self.book.claim(model, runner="r1", replica=f"{model}__r0", limit=100):
+            self._working[grant.task.id] = asyncio.create_task(self._work(grant))
+
+    def _stop(self, task: Task) -> None:
+        self.ended.append(task.id)
+        self._working[task.id].cancel()
+
+    async def _work(self, grant: Grant) -> None:
+        with contextlib.suppress(StaleLease):
+            await self._play(grant)
+
+    async def _play(self, grant: Grant) -> None:
+        task, document = grant.task, grant.task.document
+        if "input" in document:
+            vectors = [[float(len(text)), 0.5] for text in document["input"]]
+            result = {"embeddings": vectors, "num_input_tokens": len(vectors)}
+            await self._book.succeed(task.id, task.fence, result)
+            return
+        prompt = document.get("prompt", "")
+        if prompt.startswith("fail"):
+            error = TaskError(422, "is not to the model's liking", "prompt")
+            await self._book.fail(task.id, task.fence, error)
+            return
+        num_tokens = document["max_new_tokens"]
+        for seq in range(num_tokens):
+            if prompt.startswith("hold") and seq == NUM_WORDS_HELD:
+                await self.go_on.wait()
+            if prompt.startswith("break") and seq == 2:
+                await self._book.fail(task.id, task.fence, TaskError(500, "the replica broke"))
+                return
+            chunk = JournalChunk(seq, (seq,), f"w{seq} ")
+            await self._book.append(task.id, task.fence, [chunk])
+        result = {
+            "finish_reason": "length",
+            "num_prompt_tokens": 2,
+            "num_output_tokens": num_tokens,
+        }
+        await self._book.succeed(task.id, task.fence, result)
+
+    @property
+    def _book(self) -> TaskBook:
+        assert self.book is not None
+        return self.book
+
+
+class PlayedCluster:
+    """One node, with one replica of each model that has any."""
+
+    def __init__(self, state: str = "ready") -> None:
+        self.state = state
+
+    def nodes(self) -> Sequence[NodeView]:
+        replicas = tuple(
+            ReplicaView(f"{name}__r0", name, self.state, 16, 0, (0, 1))
+            for name in ("demo", "encoder")
+        )
+        return (NodeView("here", "r1", True, 2, replicas),)
+
+
+class GatewaySystem:
+    """A control plane without its dispatcher; it can be closed and opened again."""
+
+    def __init__(self, path: Path | str = ":memory:", has_runner: bool = True) -> None:
+        self._path = path
+        self.runner = PlayedRunner() if has_runner else None
+        self.cluster = PlayedCluster()
+        self.http_port = 0
+        self.grpc_port = 0
+
+    async def open(self) -> None:
+        """Listen, at the same ports as the time before."""
+        self.store = Store(self._path)
+        clock = SystemClock()
+        self.book = TaskBook(self.store, clock, lease_ttl_s=30.0)
+        if self.runner is not None:
+            self.runner.attach(self.book)
+        self.front = Front(self.book, MODELS, open_counters(MODELS), self.cluster, clock)
+        self.http: web.AppRunner = await open_http(
+            self.front, "127.0.0.1", self.http_port, MAX_BODY_BYTES
+        )
+        self.http_port = self.http.addresses[0][1]
+        self.grpc = grpc.aio.server(options=server_options(MAX_BODY_BYTES))
+        attach(self.grpc, self.front)
+        self.grpc_port = self.grpc.add_insecure_port(f"127.0.0.1:{self.grpc_port}")
+        await self.grpc.start()
+
+    async def close(self) -> None:
+        """Stop listening and put the store down."""
+        self.front.close()
+        await self.grpc.stop(0.5)
+        await self.http.cleanup()
+        await self.store.close()
+
+    async def wait_for_words(self, task_id: str, count: int) -> None:
+        """Until the task's journal holds that many chunks."""
+        async with asyncio.timeout(5):
+            while (await self.book.task(task_id)).num_chunks < count:
+                await asyncio.sleep(0.005)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_target(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
