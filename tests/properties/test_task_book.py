@@ -13,6 +13,7 @@ import asyncio
 import tempfile
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,11 +66,19 @@ class Tasks(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.clock = ManualClock()
         self.known: dict[str, Expected] = {}
+        self.numbers = count()
         self.open()
 
     def open(self) -> None:
         self.store = Store(Path(self.folder.name) / "plait.db")
-        self.book = TaskBook(self.store, self.clock, lease_ttl_s=TTL, max_attempts=MAX_ATTEMPTS)
+        self.book = TaskBook(
+            self.store,
+            self.clock,
+            lease_ttl_s=TTL,
+            max_attempts=MAX_ATTEMPTS,
+            # Drawn ids would make the order of claims, and so a failure, impossible to repeat.
+            new_id=lambda: f"t{next(self.numbers):04}",
+        )
 
     def do(self, awaitable: Awaitable[T]) -> T:
         return self.loop.run_until_complete(awaitable)
