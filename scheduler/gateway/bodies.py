@@ -54,7 +54,7 @@ def read(content_type: str | None, charset: str | None, body: bytes, task: str) 
         InvalidRequest: it is not what its type says (400), or the type is not taken (415).
     """
     if (charset or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii", "ascii"):
-        message = f"charset {charset!r} is not taken; send UTF-8"
+        message = f"Content-Type: charset {charset!r:.40} is not taken; send UTF-8"
         raise InvalidRequest(message, field="Content-Type", status=415)
     if content_type is None:
         return _json_or_text(body, task)

@@ -9,7 +9,6 @@ counted as cost. What it does not know: the time, the tokenizer and the random s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -181,15 +180,17 @@ def _priority(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise _wrong("priority", f"must be a whole number, not {value!r:.40}")
     if not -MAX_PRIORITY <= value <= MAX_PRIORITY:
-        raise _wrong("priority", f"is {value}; allowed are {-MAX_PRIORITY} to {MAX_PRIORITY}")
+        raise _wrong("priority", f"is {value!r:.40}; allowed are {-MAX_PRIORITY} to {MAX_PRIORITY}")
     return value
 
 
 def _deadline_s(value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong("deadline_s", f"must be a number of seconds from now, not {value!r:.40}")
     if not 0 < value <= MAX_DEADLINE_S:
-        raise _wrong("deadline_s", f"is {value}; allowed are above 0, up to {MAX_DEADLINE_S:g}")
+        raise _wrong(
+            "deadline_s", f"is {value!r:.40}; allowed are above 0, up to {MAX_DEADLINE_S:g}"
+        )
     return float(value)
