@@ -74,8 +74,10 @@ class Sidecar:
                 await self._reconcile()
             except StoreUnavailable as error:
                 log.warning("replicas_not_reconciled", error=str(error))
+            # Not wait_for: on Python 3.11 it swallows a cancel that comes with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._reconcile_s)
+                async with asyncio.timeout(self._reconcile_s):
+                    await self._wake.wait()
             self._wake.clear()
 
     async def _reconcile(self) -> None:

@@ -135,8 +135,10 @@ class Replicas:
                 self._wake.clear()
                 await self._look()
                 self.has_looked.set()
+                # Not wait_for: on Python 3.11 it swallows a cancel that comes with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._poll_s)
+                    async with asyncio.timeout(self._poll_s):
+                        await self._wake.wait()
         finally:
             for status in self._known.values():
                 if status.busy is not None:

@@ -13,11 +13,11 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import grpc
 import structlog
@@ -117,7 +117,8 @@ class Runner:
     async def _stay_connected(self) -> None:
         # What already runs is to be adopted, not placed anew, so the hello has to name it.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._replicas.has_looked.wait(), _FIRST_LOOK_S)
+            async with asyncio.timeout(_FIRST_LOOK_S):
+                await self._replicas.has_looked.wait()
         pause_s = _FIRST_PAUSE_S
         while True:
             was_welcome = False
@@ -137,8 +138,11 @@ class Runner:
         outbox.put_nowait(self._hello())
         async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
             stub = rpc.RunnerServiceStub(channel)  # type: ignore[no-untyped-call]
-            call = stub.Connect(_drain(outbox))
-            heart = asyncio.create_task(self._beat(outbox), name="heartbeat")
+            call = stub.Connect()
+            talk = [
+                asyncio.create_task(_write(call, outbox), name="to the control plane"),
+                asyncio.create_task(self._beat(outbox), name="heartbeat"),
+            ]
             try:
                 async for message in call:
                     if message.WhichOneof("body") == "welcome":
@@ -149,8 +153,10 @@ class Runner:
             finally:
                 self._outbox = None
                 self._core.disconnected()
-                heart.cancel()
                 call.cancel()
+                for task in talk:
+                    task.cancel()
+                await asyncio.gather(*talk, return_exceptions=True)
         return was_welcome
 
     def _hello(self) -> pb.RunnerMessage:
@@ -254,6 +260,14 @@ class Runner:
             self._do(self._core.lost(*key, f"{name} was removed: {reason}"))
 
 
-async def _drain(outbox: asyncio.Queue[Any]) -> AsyncIterator[Any]:
-    while True:
-        yield await outbox.get()
+async def _write(
+    call: grpc.aio.StreamStreamCall[pb.RunnerMessage, pb.ControlMessage],
+    outbox: asyncio.Queue[pb.RunnerMessage],
+) -> None:
+    """Write until the stream breaks, which the reader reports.
+
+    Not a request iterator: gRPC leaves one that waits behind when the stream ends.
+    """
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        while True:
+            await call.write(await outbox.get())
