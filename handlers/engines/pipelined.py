@@ -102,6 +102,11 @@ class Engine(base.Engine):
             self._thread.join(_CLOSE_WITHIN_S)
 
     @property
+    def is_working(self) -> bool:
+        """Whether this rank's loop still runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def _loop(self) -> Driver:
         if self._driver is None:
             raise RuntimeError("only rank 0 takes requests")
@@ -126,7 +131,7 @@ class Engine(base.Engine):
 
 
 def _load(config: ModelConfig, place: Place, model_dir: Path, num_slots: int) -> Stage:
-    weights = partition.Weights.estimate(surgery.text_config(model_dir).to_dict())
+    weights = partition.Weights.estimate(surgery.text_config(model_dir))
     cuts = partition.plan(weights, place.num_ranks, config.partition)
     device = f"cuda:{place.local_rank}" if config.device_type == "gpu" else "cpu"
     parts = surgery.build(model_dir, cuts[place.rank], getattr(torch, config.dtype), device)

@@ -11,7 +11,7 @@ An explicit list of layer counts is taken as it is, if it adds up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import inf
@@ -33,18 +33,18 @@ class Weights:
     head: int
 
     @classmethod
-    def estimate(cls, config: Mapping[str, Any]) -> Weights:
-        """From a model's ``config.json``, counting matrices only."""
-        hidden = int(config["hidden_size"])
-        inner = int(config.get("intermediate_size") or 4 * hidden)
-        heads = int(config.get("num_attention_heads") or 1)
-        key_heads = int(config.get("num_key_value_heads") or heads)
-        head_size = int(config.get("head_dim") or hidden // heads)
-        experts = int(config.get("num_local_experts") or 1)
+    def estimate(cls, config: Any) -> Weights:
+        """From the attributes of a decoder's configuration, counting matrices only."""
+        hidden: int = config.hidden_size
+        inner: int = getattr(config, "intermediate_size", None) or 4 * hidden
+        heads: int = config.num_attention_heads
+        key_heads: int = getattr(config, "num_key_value_heads", None) or heads
+        head_size: int = getattr(config, "head_dim", None) or hidden // heads
+        experts: int = getattr(config, "num_local_experts", None) or 1
         attention = 2 * hidden * head_size * (heads + key_heads)
         layer = attention + 3 * hidden * inner * experts
-        table = int(config["vocab_size"]) * hidden
-        return cls((layer,) * int(config["num_hidden_layers"]), table, table)
+        table: int = config.vocab_size * hidden
+        return cls((layer,) * config.num_hidden_layers, table, table)
 
 
 def plan(weights: Weights, num_stages: int, explicit: Sequence[int] | None = None) -> list[Cut]:

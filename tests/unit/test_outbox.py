@@ -1,0 +1,73 @@
+"""Answers wait for the handler under the id of their request."""
+
+from __future__ import annotations
+
+import threading
+
+from handlers.outbox import Outbox
+from handlers.wire import Chunk, Finish
+
+FINISH = Finish("eos", 1, 1)
+
+
+def opened(*request_ids: str) -> Outbox:
+    outbox = Outbox()
+    for request_id in request_ids:
+        outbox.open(request_id)
+    return outbox
+
+
+def test_answers_are_taken_once_and_in_order() -> None:
+    outbox = opened("a")
+    outbox.put("a", [Chunk((1,), "x"), FINISH])
+
+    assert outbox.take("a") == [Chunk((1,), "x"), FINISH]
+    assert outbox.take("a") == []
+
+
+def test_adjacent_chunks_become_one() -> None:
+    outbox = opened("a")
+    outbox.put("a", [Chunk((1,), "x")])
+    outbox.put("a", [Chunk((2, 3), "y")])
+
+    assert outbox.take("a") == [Chunk((1, 2, 3), "xy")]
+
+
+def test_answers_for_a_request_that_is_not_open_are_thrown_away() -> None:
+    outbox = opened("a")
+    outbox.drop("a")
+
+    outbox.put("a", [FINISH])
+
+    assert outbox.take("a") == []
+    assert not outbox.wait(0)
+
+
+def test_taking_the_final_answer_closes_the_request() -> None:
+    outbox = opened("a")
+    outbox.put("a", [FINISH])
+    outbox.take("a")
+
+    outbox.put("a", [Chunk((1,), "late")])
+
+    assert outbox.take("a") == []
+
+
+def test_wait_returns_at_once_when_something_is_there() -> None:
+    outbox = opened("a", "b")
+    outbox.put("b", [FINISH])
+
+    assert outbox.wait(10)
+
+
+def test_wait_returns_when_something_comes() -> None:
+    outbox = opened("a")
+    producer = threading.Timer(0.01, outbox.put, args=("a", [FINISH]))
+    producer.start()
+
+    assert outbox.wait(10)
+    producer.join()
+
+
+def test_wait_returns_false_when_nothing_comes() -> None:
+    assert not opened("a").wait(0.001)
