@@ -1,0 +1,1 @@
+"""Stand-ins for what is too large, or too secret, to have in a test."""
