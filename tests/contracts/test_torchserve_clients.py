@@ -28,6 +28,8 @@ from scheduler.torchserve.inference import Answer, Inference, WorkerLost
 from scheduler.torchserve.management import Management, ManagementError
 
 REPLICA = "counting__r0"
+#: A worker imports torch, which takes long on a machine that is busy with other tests.
+pytestmark = pytest.mark.timeout(180)
 
 
 def make_store(folder: Path, root: Path) -> Path:
@@ -51,7 +53,7 @@ def real_torchserve(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             stderr=output,
         )
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (home / process.KEY_FILE).exists():
             assert time.monotonic() < deadline
             assert java.poll() is None, (home / "output.log").read_text()
@@ -64,6 +66,16 @@ def real_torchserve(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         shutil.rmtree(process.temp_folder(state), ignore_errors=True)
 
 
+async def until_answering(management: Management) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await management.names()
+                return
+            except Unavailable:
+                await asyncio.sleep(0.1)
+
+
 @dataclass
 class Served:
     state: Path
@@ -71,7 +83,7 @@ class Served:
     management: Management
 
     async def until_ready(self, name: str = REPLICA) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while True:
                 found = await self.management.describe(name)
                 if found is not None and found.is_ready:
@@ -86,7 +98,7 @@ class Served:
 async def served(
     request: pytest.FixtureRequest, root: Path, tmp_path: Path
 ) -> AsyncIterator[Served]:
-    """Clients of a TorchServe that has nothing registered."""
+    """Clients of a TorchServe; the real one keeps its replica from one test to the next."""
     fake = None
     if request.param == "real":
         state = request.getfixturevalue("real_torchserve")
@@ -97,18 +109,10 @@ async def served(
     endpoint = Endpoint(state)
     management = Management(endpoint, SystemClock())
     served = Served(state, Inference(endpoint, idle_timeout_s=20), management)
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await management.names()
-                break
-            except Unavailable:
-                await asyncio.sleep(0.1)
+    await until_answering(management)
     try:
         yield served
     finally:
-        for name in await management.names():
-            await management.unregister(name)
         await management.close()
         await served.inference.close()
         if fake is not None:
@@ -119,6 +123,9 @@ async def served(
 async def ready(served: Served) -> Served:
     """With one replica that is ready."""
     await served.management.register(REPLICA, REPLICA)
+    found = await served.management.describe(REPLICA)
+    if found is not None and not found.workers:  # a test has scaled it down
+        await served.management.scale(REPLICA, 1)
     await served.until_ready()
     return served
 
