@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 MODEL_VERSION = "1.0"
 #: Texts longer than this are counted in a thread, so that other requests do not wait.
 COUNT_INLINE_CHARS = 4000
+#: Seconds the store has to show that it lives.
+HEALTH_TIMEOUT_S = 5.0
 
 
 class Front:
@@ -75,6 +77,15 @@ class Front:
         """Replicas that should run, by model."""
         chosen = await self.book.desired_replicas()
         return {n: chosen.get(n, config.num_replicas) for n, config in self.models.items()}
+
+    async def is_healthy(self) -> bool:
+        """Whether work can be accepted: the store answers."""
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                await self.book.depth()
+        except (Unavailable, TimeoutError):
+            return False
+        return True
 
     async def accept(
         self, config: ModelConfig, document: Mapping[str, Any], options: Options, tenant: str

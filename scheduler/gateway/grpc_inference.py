@@ -18,15 +18,12 @@ from scheduler.gateway import bodies
 from scheduler.gateway.bodies import Prediction
 from scheduler.gateway.following import Form, pieces, whole
 from scheduler.gateway.front import Front
-from scheduler.gateway.grpc_status import problems_as_status, tenant_of
-from scheduler.gateway.http_request import TASK_HEADER
-from scheduler.gateway.operations_api import is_healthy
+from scheduler.gateway.grpc_status import TASK_METADATA, problems_as_status, tenant_of
 from scheduler.rpc import inference_pb2 as pb
 from scheduler.rpc.inference_pb2_grpc import InferenceAPIsServiceServicer
 
 #: Input entries that hold the prompt, in the order in which they are looked for.
 INPUT_KEYS = ("data", "body")
-TASK_METADATA = TASK_HEADER.lower()
 
 
 class InferenceService(InferenceAPIsServiceServicer):
@@ -41,7 +38,7 @@ class InferenceService(InferenceAPIsServiceServicer):
         context: Any,
     ) -> pb.TorchServeHealthResponse:
         async with problems_as_status(context):
-            if not await is_healthy(self._front):
+            if not await self._front.is_healthy():
                 raise Unavailable("Unhealthy: the store refuses")
             return pb.TorchServeHealthResponse(health="Healthy")
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 import grpc
 import structlog
 
-from scheduler.gateway.http_request import parse_tenant
 from scheduler.gateway.problems import Problem, describe
+from scheduler.gateway.submission import parse_tenant
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +22,7 @@ FIELD_TRAILER: Final = "x-plait-field"
 TYPE_TRAILER: Final = "x-plait-type"
 CODE_TRAILER: Final = "x-plait-code"
 TENANT_METADATA: Final = "x-plait-tenant"
+TASK_METADATA: Final = "x-plait-task-id"
 
 _CODES: Final = {
     404: grpc.StatusCode.NOT_FOUND,

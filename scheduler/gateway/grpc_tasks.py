@@ -16,8 +16,7 @@ from scheduler.gateway import views
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_inference import InferenceService
 from scheduler.gateway.grpc_status import problems_as_status, tenant_of
-from scheduler.gateway.http_request import parse_tenant
-from scheduler.gateway.tasks_api import check_cursor
+from scheduler.gateway.submission import parse_tenant
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from scheduler.rpc.plait_pb2_grpc import TaskServiceServicer, add_TaskServiceServicer_to_server
@@ -37,12 +36,10 @@ class TaskService(TaskServiceServicer):
         self, request: pb.WatchRequest, context: Any
     ) -> AsyncIterator[pb.TaskEvent]:
         async with problems_as_status(context):
-            tenant = parse_tenant(request.tenant or None, "tenant")
-            if not request.tenant:
-                tenant = tenant_of(context)
+            named = request.tenant
+            tenant = parse_tenant(named, "tenant") if named else tenant_of(context)
             task = await self._front.book.task(request.task_id, tenant)
-            cursor = check_cursor(request.cursor, task)
-            async with aclosing(self._front.follow(task.id, cursor)) as events:
+            async with aclosing(self._front.follow(task.id, request.cursor)) as events:
                 async for event in events:
                     if event is not None:
                         yield _to_message(event)

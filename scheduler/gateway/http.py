@@ -18,6 +18,7 @@ from scheduler.gateway import operations_api, predictions, tasks_api
 from scheduler.gateway.front import Front
 from scheduler.gateway.http_request import (
     FRONT,
+    MAX_BODY_BYTES,
     REQUEST_ID,
     REQUEST_ID_HEADER,
     TASK_HEADER,
@@ -40,6 +41,7 @@ def make_app(front: Front, max_body_bytes: int) -> web.Application:
     """The application, to be run with :func:`open_http`."""
     app = web.Application(client_max_size=max_body_bytes, middlewares=[_guard])
     app[FRONT] = front
+    app[MAX_BODY_BYTES] = max_body_bytes
     app.on_response_prepare.append(_add_headers)
     app.on_shutdown.append(_close)
     app.on_cleanup.append(_wait_closed)
@@ -88,7 +90,7 @@ def to_response(problem: Problem) -> web.Response:
 
 def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
     if error.status == 413:
-        limit = request.app._client_max_size
+        limit = request.app[MAX_BODY_BYTES]
         problem = http_problem(413, f"body: is larger than the {limit} bytes allowed", "body")
     elif isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))

@@ -15,8 +15,10 @@ from aiohttp import web
 from scheduler.errors import InvalidRequest
 from scheduler.gateway.bodies import is_json, json_object
 from scheduler.gateway.front import Front
+from scheduler.gateway.submission import parse_tenant
 
 FRONT: Final = web.AppKey("front", Front)
+MAX_BODY_BYTES: Final = web.AppKey("max_body_bytes", int)
 REQUEST_ID_HEADER: Final = "X-Request-Id"
 TASK_HEADER: Final = "X-Plait-Task-Id"
 TENANT_HEADER: Final = "X-Plait-Tenant"
@@ -26,23 +28,10 @@ REQUEST_ID: Final = web.RequestKey("request_id", str)
 #: Where a handler leaves the id of its request's task, for the header of the answer.
 TASK_ID: Final = web.RequestKey("task_id", str)
 
-DEFAULT_TENANT: Final = "default"
-_TENANT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
 
 def tenant_of(request: web.Request) -> str:
     """Whom the request is accounted to."""
     return parse_tenant(request.headers.get(TENANT_HEADER), TENANT_HEADER)
-
-
-def parse_tenant(given: str | None, field: str) -> str:
-    """A tenant's name; None is the default tenant."""
-    if given is None:
-        return DEFAULT_TENANT
-    if not _TENANT.fullmatch(given):
-        allowed = "1 to 64 letters, digits, '_', '.' and '-'"
-        raise InvalidRequest(f"{field}: {given!r:.100} is no tenant; use {allowed}", field=field)
-    return given
 
 
 def content_type_of(request: web.Request) -> str | None:

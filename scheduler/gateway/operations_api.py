@@ -5,40 +5,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from aiohttp import web
 
 from scheduler.cluster_view import READY
-from scheduler.errors import InvalidRequest, Unavailable
+from scheduler.errors import InvalidRequest
 from scheduler.gateway import views
 from scheduler.gateway.front import Front
-from scheduler.gateway.http_request import FRONT, json_body, parse_tenant
+from scheduler.gateway.http_request import FRONT, json_body
+from scheduler.gateway.submission import parse_tenant
 
 #: A tenant without an entry has weight 1, which is this many thousandths.
 UNIT_WEIGHT = 1000
 MAX_WEIGHT = 1000
 MAX_REPLICAS = 1000
-#: Seconds the store has for the answer to a ping.
-PING_TIMEOUT_S = 5.0
 
 
 async def ping(request: web.Request) -> web.Response:
     """Whether the store answers."""
-    if await is_healthy(request.app[FRONT]):
+    if await request.app[FRONT].is_healthy():
         return web.json_response({"status": "Healthy"})
     return web.json_response({"status": "Unhealthy"}, status=503)
-
-
-async def is_healthy(front: Front) -> bool:
-    """Whether work can be accepted."""
-    try:
-        async with asyncio.timeout(PING_TIMEOUT_S):
-            await front.book.depth()
-    except (Unavailable, TimeoutError):
-        return False
-    return True
 
 
 async def ready(request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ counted as cost. What it does not know: the time, the tokenizer and the random s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -26,6 +27,9 @@ MAX_DEADLINE_S: Final = 30 * 24 * 3600.0
 MAX_KEY_CHARS: Final = 200
 #: Fields of a request that are not the handler's.
 OPTION_FIELDS: Final = ("stream", "priority", "deadline_s", "idempotency_key")
+
+DEFAULT_TENANT: Final = "default"
+_TENANT: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Request = GenerationRequest | EmbeddingRequest
 
@@ -91,6 +95,15 @@ def parse(document: Mapping[str, Any], config: ModelConfig) -> Request:
 def refusal(error: BadRequest) -> InvalidRequest:
     """A parser's complaint as the gateway raises it; without a field, the body is at fault."""
     return InvalidRequest(str(error), field=error.field or "body", status=error.status)
+
+
+def parse_tenant(given: str | None, field: str) -> str:
+    """A tenant's name; None is the default tenant."""
+    if given is None:
+        return DEFAULT_TENANT
+    if not _TENANT.fullmatch(given):
+        raise _wrong(field, f"{given!r:.100} is no tenant; use 1 to 64 of A-Z a-z 0-9 _ . -")
+    return given
 
 
 def texts_of(request: Request) -> tuple[str, ...]:

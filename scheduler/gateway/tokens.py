@@ -18,6 +18,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 from handlers.model_config import ModelConfig, Source
+from scheduler.errors import StartupError
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -71,13 +72,16 @@ def open_counter(config: ModelConfig) -> Counter:
     """The best counter this machine has for a model.
 
     Raises:
-        OSError, ValueError: a tokenizer is there and cannot be read.
+        StartupError: a tokenizer is there and cannot be read.
     """
     path = find_file(config.source, TOKENIZER_FILE)
     if path is None:
         return ByteCounter()
-    tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    return TokenizerCounter(tokenizer, _vocabulary_size(path.parent, tokenizer))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        return TokenizerCounter(tokenizer, _vocabulary_size(path.parent, tokenizer))
+    except Exception as error:  # The library raises nothing more special.
+        raise StartupError(f"{path} cannot be used to count tokens: {error}") from error
 
 
 def open_counters(models: Mapping[str, ModelConfig]) -> dict[str, Counter]:

@@ -113,6 +113,13 @@ MALFORMED = [
         422,
         "data",
     ),
+    raw(
+        "multipart too large",
+        b'--b\r\nContent-Disposition: form-data; name="data"\r\n\r\n' + b"x" * MAX_BODY_BYTES,
+        {"Content-Type": "multipart/form-data; boundary=b"},
+        413,
+        "body",
+    ),
     # fields of a generation
     predict(field="temprature", temprature=1),
     predict(field="generated", generated=[1, 2]),
