@@ -36,22 +36,29 @@ def test_a_short_request_overtakes_two_hundred_queued_ones(system: System) -> No
 
 def test_busy_tenants_are_served_in_proportion_to_their_weights(system: System) -> None:
     system.session.put(f"{system.address}/v1/tenants/gold/weight", json={"weight": 3.0})
-    for index in range(120):
+    # Every slot is taken while the two queue up, so that both are backlogged from the first claim.
+    for index in range(16):
+        system.submit(
+            "demo", "filler", prompt=f"d = {index}\n", max_new_tokens=900, ignore_eos=True
+        )
+    wait_for("every slot to be taken", lambda: counts(system, "filler", "leased") == 16)
+    for index in range(80):
         for tenant in ("gold", "plain"):
             system.submit(
-                "demo", tenant, prompt=f"c = {index}\n", max_new_tokens=24, ignore_eos=True
+                "demo", tenant, prompt=f"c = {index:02}\n", max_new_tokens=24, ignore_eos=True
             )
+    cancel_all(system, "filler")
 
     def served() -> dict[str, int] | None:
         listing = {t["tenant"]: t for t in system.get("/v1/tenants")["tenants"]}
         cost = {name: listing[name]["served_cost"].get("demo", 0) for name in ("gold", "plain")}
-        return cost if cost["gold"] > 60 * 50 else None
+        return cost if cost["gold"] > 50 * 54 else None
 
-    cost = wait_for("sixty tasks of gold", served, 120)
+    cost = wait_for("fifty tasks of gold", served, 120)
     still_queued = {tenant: counts(system, tenant, "queued") for tenant in ("gold", "plain")}
     for tenant in ("gold", "plain"):
         cancel_all(system, tenant)
 
-    one_task = 2 * 24 + 8
+    estimate = 2 * 24 + len("c = 00\n")
     assert all(still_queued.values()), "both must have been backlogged"
-    assert abs(cost["gold"] / 3 - cost["plain"]) <= one_task
+    assert abs(cost["gold"] / 3 - cost["plain"]) <= estimate
