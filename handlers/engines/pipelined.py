@@ -61,9 +61,10 @@ class Engine(base.Engine):
         num_lanes = config.num_lanes or place.num_ranks
         rows_per_lane = -(-config.max_batch // num_lanes)
         stage = _load(config, place, model_dir, num_lanes * rows_per_lane)
+        engine = cls(model_dir, limits)
+        # Last of all: from here on a rank that is silent is taken for dead.
         ring = transport.open_ring(place, rows_per_lane)
         logger.info("stage_ready rank=%d %r", place.rank, stage)
-        engine = cls(model_dir, limits)
         if place.rank == 0:
             schedule = Schedule(num_lanes, rows_per_lane, config.prefill_chunk, config.max_context)
             engine._driver = Driver(stage, ring, schedule, engine._outbox.put)

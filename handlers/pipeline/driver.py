@@ -18,16 +18,17 @@ from typing import Final
 
 import torch
 
+from handlers.pipeline import transport
 from handlers.pipeline.generation import Generation
 from handlers.pipeline.sampling import draw
 from handlers.pipeline.schedule import Issue, Schedule, Sequence
 from handlers.pipeline.stage import Stage
 from handlers.pipeline.step import Operation, Step
-from handlers.pipeline.transport import SILENCE_S, Ring
+from handlers.pipeline.transport import Ring
 from handlers.wire import Chunk, Finish
 
-#: Seconds without a step after which a heartbeat goes round.
-BEAT_EVERY_S: Final = SILENCE_S / 4
+#: Heartbeats an idle pipeline makes in the time after which silence is death.
+_BEATS: Final = 4
 
 Emit = Callable[[str, list[Chunk | Finish]], None]
 
@@ -130,7 +131,7 @@ class Driver:
     def _idle(self) -> None:
         """Sleep until there is a command; keep the pipeline alive meanwhile."""
         try:
-            self._carry_out(self._commands.get(timeout=BEAT_EVERY_S))
+            self._carry_out(self._commands.get(timeout=transport.SILENCE_S / _BEATS))
         except queue.Empty:
             self._beat()
 

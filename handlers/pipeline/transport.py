@@ -15,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from handlers.pipeline import step as steps
 from handlers.pipeline.step import Step
 
 #: A rank that is silent this long is taken for dead.
-SILENCE_S: Final = 20.0
+SILENCE_S = 20.0
 
 
 class Ring:
@@ -103,10 +103,10 @@ def meet(place: Place, loading_timeout_s: float) -> None:
     )
 
 
-def open_ring(place: Place, max_rows: int, silence_s: float = SILENCE_S) -> Ring:
+def open_ring(place: Place, max_rows: int) -> Ring:
     """Wait until all ranks have loaded, then connect them for work."""
     if place.num_ranks == 1:
         return Ring(place, max_rows, None)
     dist.barrier()
-    group = dist.new_group(timeout=timedelta(seconds=silence_s), backend="gloo")
+    group = dist.new_group(timeout=timedelta(seconds=SILENCE_S), backend="gloo")
     return Ring(place, max_rows, group)

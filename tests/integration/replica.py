@@ -167,10 +167,11 @@ def main() -> None:
     """One rank, in a process of its own."""
     from handlers.engines.base import Place
     from handlers.engines.pipelined import Engine
-    from handlers.pipeline import process, surgery
+    from handlers.pipeline import process, surgery, transport
 
     process.die_with_parent()
     settings = json.loads(sys.argv[1])
+    transport.SILENCE_S = settings.pop("silence_s", transport.SILENCE_S)
     loaded: list[str] = []
     build = surgery.build
 

@@ -32,9 +32,15 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) ->
     return write_random_model(config, folder, tokenizer_from=demo_folder)
 
 
+#: Two ranks take seconds to import their libraries, and a minute on a machine with no idle core.
+pytestmark = pytest.mark.timeout(150)
+#: Seconds after which a silent rank counts as dead, in these tests.
+SILENCE_S = 3.0
+
+
 @pytest.fixture
 def replica(model_folder: Path) -> Iterator[Replica]:
-    replica = Replica(model_folder, 2, max_context=2048)
+    replica = Replica(model_folder, 2, max_context=2048, silence_s=SILENCE_S)
     yield replica
     replica.kill()
 
@@ -54,14 +60,21 @@ def test_a_killed_rank_ends_the_others_while_they_work(replica: Replica, lost: i
     assert replica.ranks[1 - lost].wait(timeout=5) == 1
 
 
-def test_a_rank_that_is_killed_while_idle_is_missed_at_the_next_request(
+def test_a_rank_that_is_killed_while_idle_is_missed_without_a_request(
     replica: Replica,
 ) -> None:
     replica.ranks[1].kill()
 
-    replica.submit(prompt="def ")
+    assert replica.ranks[0].wait(timeout=SILENCE_S + 5) == 1
 
-    assert replica.ranks[0].wait(timeout=5) == 1
+
+def test_a_hanging_rank_is_told_from_an_idle_one(replica: Replica) -> None:
+    time.sleep(2 * SILENCE_S)  # the claim is that nothing happens in this time
+    work(replica)
+
+    replica.ranks[1].send_signal(signal.SIGSTOP)
+
+    assert replica.ranks[0].wait(timeout=SILENCE_S + 5) == 1
 
 
 def test_a_rank_dies_with_its_parent(tmp_path: Path) -> None:

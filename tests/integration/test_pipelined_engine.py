@@ -17,6 +17,8 @@ from handlers.testing.random_model import write_random_model  # noqa: E402
 from handlers.wire import Failure, Finish  # noqa: E402
 from tests.integration.replica import Replica  # noqa: E402
 
+#: Two ranks take seconds to import their libraries, and a minute on a machine with no idle core.
+pytestmark = pytest.mark.timeout(150)
 NUM_LAYERS, EOS = 6, 2
 #: Longer and shorter than a prefill chunk, which is 16 tokens here.
 PROMPTS = [
