@@ -52,7 +52,7 @@ class FairQueue:
     def charge(self, tx: Transaction, task: Task) -> Task:
         """Charge an attempt with its estimate, less what earlier attempts have paid for."""
         cost = max(task.estimated_cost - task.settled_cost, 0)
-        return self._add(tx, replace(task, charged_virtual_time=0), cost)
+        return self._add(tx, task, cost)
 
     def top_up(self, tx: Transaction, task: Task) -> Task:
         """Charge what the journal holds beyond the estimate."""

@@ -10,7 +10,8 @@ import json
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from operator import attrgetter
 from typing import Any
 
 from scheduler.flow import DEFAULT_WEIGHT_PERMILLE, Flow
@@ -208,8 +209,8 @@ class Transaction(base.Transaction):
     # -- attempts and output
 
     def add_attempt(self, task_id: str, attempt: Attempt) -> None:
-        values = asdict(attempt).values()
-        self._write("INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", task_id, *values)
+        statement = "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        self._write(statement, task_id, *_attempt(attempt))
 
     def put_attempt(self, task_id: str, attempt: Attempt) -> None:
         statement = (
@@ -297,15 +298,18 @@ def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _fixed(task: Task) -> list[Any]:
-    return [getattr(task, name) for name in _FIXED]
+# Compiled getters: these run several times for every chunk of every answer.
+_fixed = attrgetter(*_FIXED)
+_attempt = attrgetter(*(field.name for field in fields(Attempt)))
+_moving_as_they_are = attrgetter(*_MOVING)
+_STATE, _RESULT, _ERROR = (_MOVING.index(name) for name in ("state", "result", "error"))
 
 
 def _moving(task: Task) -> list[Any]:
-    values = {name: getattr(task, name) for name in _MOVING}
-    values["state"] = task.state.value
+    values = list(_moving_as_they_are(task))
+    values[_STATE] = task.state.value
     if task.result is not None:
-        values["result"] = _dump(task.result)
+        values[_RESULT] = _dump(task.result)
     if task.error is not None:
-        values["error"] = _dump(asdict(task.error))
-    return list(values.values())
+        values[_ERROR] = _dump(asdict(task.error))
+    return values

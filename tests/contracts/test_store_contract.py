@@ -64,7 +64,11 @@ def leased(task_id: str, runner: str = "r1", expires_at: float = 100.0, **change
 
 
 async def add(store: Store, *tasks: Task) -> None:
-    await store.run(lambda tx: [tx.add_task(t) for t in tasks])
+    def command(tx: Transaction) -> None:
+        for new in tasks:
+            tx.add_task(new)
+
+    await store.run(command)
 
 
 def ids(tasks: list[Task]) -> list[str]:
@@ -327,7 +331,12 @@ async def test_the_next_flow_is_the_active_one_of_least_virtual_time(store: Stor
         Flow(MODEL, "idle", virtual_time=1),
         Flow("other", "eve", virtual_time=0, num_queued=1, charged_cost=7),
     ]
-    await store.run(lambda tx: [tx.put_flow(flow) for flow in flows])
+
+    def command(tx: Transaction) -> None:
+        for flow in flows:
+            tx.put_flow(flow)
+
+    await store.run(command)
 
     assert await store.read(lambda tx: tx.next_flow(MODEL)) == flows[2]
     assert await store.read(lambda tx: tx.next_flow("none")) is None

@@ -21,6 +21,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -159,7 +160,7 @@ class Simulation:
         #: (moment, order, what happens then)
         self.agenda: list[tuple[float, int, Callable[[float], None]]] = []
         for task_id, (moment, work) in zip(self.works, sent, strict=True):
-            self.at(moment, lambda now, i=task_id, w=work: self.submit(i, w, now))
+            self.at(moment, partial(self.submit, task_id, work))
         for tenant in scenario.tenants:
             tx.put_weight(tenant.name, tenant.weight_permille)
 
