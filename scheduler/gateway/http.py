@@ -62,8 +62,12 @@ async def open_http(front: Front, host: str, port: int, max_body_bytes: int) -> 
         access_log=None,
         shutdown_timeout=SHUTDOWN_S,
     )
-    await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, host, port).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
     return runner
 
 
