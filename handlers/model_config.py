@@ -119,10 +119,12 @@ def load_folder(folder: Path) -> dict[str, ModelConfig]:
     if not folder.is_dir():
         raise ModelConfigError([f"{folder}:1: is no folder; models are described in *.yaml there"])
     models: dict[str, ModelConfig] = {}
-    wrong: list[str] = []
+    wrong = [f"{path}:1: is not read; name it {path.stem}.yaml" for path in folder.glob("*.yml")]
     for path in sorted(folder.glob("*.yaml")):
         try:
             models[path.stem] = load(path)
+            if (name := models[path.stem].name) != path.stem:
+                wrong.append(f"{path}:1: plait.name: is {name}; here the file's name says it")
         except ModelConfigError as error:
             wrong += error.lines
     if wrong:

@@ -187,7 +187,13 @@ def _package_files(config: ModelConfig) -> dict[str, bytes]:
 def _weight_files(source: Path) -> dict[str, Path]:
     """The model's files, by their path in the source."""
     found = {path for pattern in HUB_PATTERNS for path in source.rglob(pattern) if path.is_file()}
-    return {path.relative_to(source).as_posix(): path.resolve() for path in sorted(found)}
+    inside = {path.relative_to(source): path.resolve() for path in sorted(found)}
+    # The archiver leaves hidden folders out; what a download kept there is no part of a model.
+    return {
+        name.as_posix(): path
+        for name, path in inside.items()
+        if not any(part.startswith(".") for part in name.parts)
+    }
 
 
 def _link_weights(folder: Path, weights: Mapping[str, Path]) -> None:

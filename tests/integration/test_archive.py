@@ -77,6 +77,21 @@ def test_load_folder_lists_the_mistakes_of_all_files(tmp_path):
     }
 
 
+def test_a_file_load_folder_would_pass_over_is_a_mistake(tmp_path):
+    (tmp_path / "demo.yml").write_text("")
+
+    with pytest.raises(model_config.ModelConfigError, match=r"demo\.yml:1: is not read"):
+        model_config.load_folder(tmp_path)
+
+
+def test_a_file_that_says_another_models_name_is_a_mistake(tmp_path):
+    text = (CONFIGS / "demo.yaml").read_text().replace("plait:\n", "plait:\n  name: other\n")
+    (tmp_path / "demo.yaml").write_text(text)
+
+    with pytest.raises(model_config.ModelConfigError, match=r"plait\.name: is other"):
+        model_config.load_folder(tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(model_config.ModelConfigError, match=r"none\.yaml:1: cannot be read"):
         model_config.load(tmp_path / "none.yaml")
@@ -262,6 +277,20 @@ def test_an_archive_with_weights_serves_them_from_where_it_is_unpacked(tmp_path)
     source = Path(config().source.location)
     for file in source.glob("*.safetensors"):
         assert (weights / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_a_download_hid_beside_the_weights_stays_out(tmp_path):
+    source = tmp_path / "model"
+    (source / ".cache").mkdir(parents=True)
+    (source / ".cache" / "seen.json").write_text("{}")
+    (source / "config.json").write_text("{}")
+    model = replace(config(), source=model_config.Source("folder", str(source)))
+
+    archive = build_archive(model, tmp_path, with_weights=True)
+
+    with zipfile.ZipFile(archive) as found:
+        weights = [name for name in found.namelist() if name.startswith("weights/")]
+    assert weights == ["weights/config.json"]
 
 
 def test_building_an_archive_again_writes_nothing(tmp_path):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,23 @@ ASIDE = {"blank": ["   "], "long": [LONG], "two": ["first", "second text, a litt
 pytestmark = pytest.mark.timeout(120)
 
 
-def reference(texts: list[str]) -> Any:
+@cache
+def unsplit() -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
+    folder = resolve_source(model_config.load(CONFIG))
+    return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+
+
+def reference(texts: list[str]) -> tuple[Any, int]:
+    """The vectors, and how many tokens they are made of."""
     config = model_config.load(CONFIG)
-    folder = resolve_source(config)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer, model = unsplit()
     batch = tokenizer(
         texts, truncation=True, max_length=config.max_context, padding=True, return_tensors="pt"
     )
     with torch.no_grad():
-        states = AutoModel.from_pretrained(folder)(**batch).last_hidden_state
+        states = model(**batch).last_hidden_state
     mask = batch["attention_mask"].unsqueeze(-1).float()
     mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
     return torch.nn.functional.normalize(mean, dim=1), batch["attention_mask"].sum().item()
