@@ -193,7 +193,7 @@ def append(
         StaleLease: the lease has ended.
         ValueError: a chunk is missing before one of these.
     """
-    task = _held(tx, task_id, fence)
+    task = _held(owned(tx, task_id), fence)
     new = tuple(chunk for chunk in chunks if chunk.seq >= task.num_chunks)
     for expected, chunk in enumerate(new, task.num_chunks):
         if chunk.seq != expected:
@@ -216,10 +216,10 @@ def succeed(
     tx: Transaction, rules: Rules, task_id: str, fence: int, result: Mapping[str, Any], now: float
 ) -> Outcome[Task]:
     """Record the answer."""
-    stored = _stored(tx, task_id, fence, "succeeded")
-    if stored is not None:
-        return Outcome(stored)
-    task = replace(_held(tx, task_id, fence), result=result)
+    task = owned(tx, task_id)
+    if _has_ended(tx, task, fence, "succeeded"):
+        return Outcome(task)
+    task = replace(_held(task, fence), result=result)
     return _settle(tx, rules, task, TaskState.SUCCEEDED, finished_cost(task), now)
 
 
@@ -227,10 +227,10 @@ def fail(
     tx: Transaction, rules: Rules, task_id: str, fence: int, error: TaskError, now: float
 ) -> Outcome[Task]:
     """Record that there will be no answer."""
-    stored = _stored(tx, task_id, fence, "failed")
-    if stored is not None:
-        return Outcome(stored)
-    task = replace(_held(tx, task_id, fence), error=error)
+    task = owned(tx, task_id)
+    if _has_ended(tx, task, fence, "failed"):
+        return Outcome(task)
+    task = replace(_held(task, fence), error=error)
     used = journalled_cost(task)
     return _settle(tx, rules, task, TaskState.FAILED, used, now, error.message)
 
@@ -239,10 +239,10 @@ def release(
     tx: Transaction, rules: Rules, task_id: str, fence: int, reason: str, now: float
 ) -> Outcome[Task]:
     """Queue a task again whose attempt was lost, or fail it when it has lost too many."""
-    stored = _stored(tx, task_id, fence, "lost")
-    if stored is not None:
-        return Outcome(stored)
-    return _lose(tx, rules, _held(tx, task_id, fence), reason, now)
+    task = owned(tx, task_id)
+    if _has_ended(tx, task, fence, "lost"):
+        return Outcome(task)
+    return _lose(tx, rules, _held(task, fence), reason, now)
 
 
 def renew(
@@ -289,19 +289,18 @@ def extend_all(tx: Transaction, rules: Rules, now: float) -> Outcome[int]:
 # ------------------------------------------------------------------------------------ the moves
 
 
-def _held(tx: Transaction, task_id: str, fence: int) -> Task:
-    task = owned(tx, task_id)
+def _held(task: Task, fence: int) -> Task:
+    """The task, if it is leased under this very fence."""
     if task.state is not TaskState.LEASED or task.fence != fence:
-        raise StaleLease(task_id, fence)
+        raise StaleLease(task.id, fence)
     return task
 
 
-def _stored(tx: Transaction, task_id: str, fence: int, outcome: str) -> Task | None:
-    """The task, if the lease ended before with this outcome: the caller repeats itself."""
-    task = owned(tx, task_id)
+def _has_ended(tx: Transaction, task: Task, fence: int, outcome: str) -> bool:
+    """Whether this lease ended before with this outcome: its holder repeats itself."""
     if task.fence != fence or task.state is TaskState.LEASED or not fence:
-        return None
-    return task if tx.attempts(task_id)[-1].outcome == outcome else None
+        return False
+    return tx.attempts(task.id)[-1].outcome == outcome
 
 
 def _expire(tx: Transaction, rules: Rules, task: Task, now: float) -> Outcome[Task]:
