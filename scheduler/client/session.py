@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from scheduler.client.problems import TaskUnsuccessful
 from scheduler.client.rest import Rest
-from scheduler.client.streaming import FINAL_STATES, Chunk, State, Watcher
+from scheduler.client.streaming import Chunk, State, Watcher
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8700"
 DEFAULT_GRPC_ADDRESS = "127.0.0.1:8701"
@@ -89,6 +89,3 @@ class Client(Rest):
             # Nobody else knows the id, so nobody will ever read the rest.
             self.cancel(task_id)
             raise
-
-
-__all__ = ["FINAL_STATES", "Client"]

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from scheduler.errors import StoreUnavailable
+from scheduler.gateway.http import open_http
 from scheduler.task import Task, TaskState
 from tests.integration.gateway_system import NUM_WORDS_HELD, GatewaySystem
 
@@ -550,3 +551,10 @@ async def test_a_request_id_comes_back(http: aiohttp.ClientSession) -> None:
 
     assert given.headers["X-Request-Id"] == "abc-1"
     assert made.headers["X-Request-Id"]
+
+
+async def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_open(
+    system: GatewaySystem,
+) -> None:
+    with pytest.raises(OSError, match=str(system.http_port)):
+        await open_http(system.front, "127.0.0.1", system.http_port, 1024)
