@@ -117,8 +117,7 @@ class Engine(base.Engine):
         def run() -> None:
             try:
                 loop()
-            except Exception as error:
-                logger.exception("pipeline_broke")
+            except Exception as error:  # noqa: BLE001  # whatever it is, `end` logs it
                 process.end(f"the pipeline broke: {type(error).__name__}: {error}")
 
         self._thread = threading.Thread(target=run, name="pipeline", daemon=True)

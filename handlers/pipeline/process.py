@@ -44,13 +44,18 @@ def _watch(parent: int) -> None:
 
 
 def end(reason: str) -> NoReturn:
-    """Log why and leave now: no handler, thread or destructor can hold the process back."""
+    """Log why and leave now: no handler, thread or destructor can hold the process back.
+
+    Called while an exception is handled, it logs that too.
+    """
     # Writing the log blocks for ever when nobody reads the other end of the pipe any more.
     in_any_case = threading.Timer(_LOG_WITHIN_S, os._exit, args=(1,))
     in_any_case.daemon = True
     in_any_case.start()
     with contextlib.suppress(OSError, ValueError):
-        logger.critical("process_ended pid=%d reason=%s", os.getpid(), reason)
+        is_handling = sys.exception() is not None
+        # One record, the reason first: TorchServe soon stops reading what a worker prints.
+        logger.critical("process_ended pid=%d reason=%s", os.getpid(), reason, exc_info=is_handling)
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(1)
