@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL: Final = 1
 _FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 2.0
+_LONGEST_PAUSE_S: Final = 1.0
 _FIRST_LOOK_S: Final = 5.0
 #: How often to say something before the control plane has said what it wants.
 _DEFAULT_HEARTBEAT_S: Final = 2.0

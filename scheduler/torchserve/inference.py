@@ -164,4 +164,11 @@ def _goes_on(frame: Frame | Answer) -> bool:
 
 
 def _describe(error: BaseException) -> str:
+    """In a word or two: the exact way in which a connection breaks tells nobody anything."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "TorchServe does not take connections"
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ClientConnectionError | OSError):
+        return "the worker died: the connection broke off"
     return str(error) or type(error).__name__

@@ -1,0 +1,308 @@
+"""The control plane's side of a runner's stream, spoken to message by message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from scheduler.clock import SystemClock
+from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
+from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc import plait_pb2_grpc as rpc
+from scheduler.stores import sqlite
+from scheduler.task import Submission, Task, TaskState
+from scheduler.task_book import TaskBook
+
+CLOCK = SystemClock()
+
+
+def hello(*held: tuple[str, int], capacity: int = 2, **changes: Any) -> pb.RunnerMessage:
+    values: dict[str, Any] = {
+        "runner_id": "one",
+        "session_id": "first",
+        "node": "node",
+        "protocol": 1,
+        "held": [pb.HeldLease(task_id=task_id, fence=fence) for task_id, fence in held],
+        "replicas": [replica(capacity=capacity)],
+    }
+    return pb.RunnerMessage(hello=pb.Hello(**{**values, **changes}))
+
+
+def replica(**changes: Any) -> pb.Replica:
+    values: dict[str, Any] = {
+        "name": "demo__r0",
+        "model": "demo",
+        "state": pb.Replica.READY,
+        "capacity": 2,
+    }
+    return pb.Replica(**{**values, **changes})
+
+
+def progress(grant: pb.Grant, seq: int) -> pb.RunnerMessage:
+    return pb.RunnerMessage(
+        progress=pb.Progress(
+            task_id=grant.task_id, fence=grant.fence, seq=seq, token_ids=[seq], text=f"{seq} "
+        )
+    )
+
+
+def finish(grant: pb.Grant) -> pb.RunnerMessage:
+    return pb.RunnerMessage(
+        finish=pb.Finish(task_id=grant.task_id, fence=grant.fence, result_json="{}")
+    )
+
+
+def heartbeat(*held: tuple[str, int], **changes: Any) -> pb.RunnerMessage:
+    leases = [pb.HeldLease(task_id=task_id, fence=fence) for task_id, fence in held]
+    return pb.RunnerMessage(heartbeat=pb.Heartbeat(held=leases, replicas=[replica(**changes)]))
+
+
+class Stream:
+    """A runner's end of the stream."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def say(self, *messages: pb.RunnerMessage) -> None:
+        for message in messages:
+            await self._call.write(message)
+
+    async def hear(self, kind: str) -> Any:
+        """The next message of a kind; others before it are passed over."""
+        async with asyncio.timeout(5):
+            while True:
+                message = await self._call.read()
+                assert message is not grpc.aio.EOF, f"the stream ended before a {kind}"
+                if message.WhichOneof("body") == kind:
+                    return getattr(message, kind)
+
+    async def hears_nothing(self, kind: str, until: str) -> None:
+        """No message of ``kind`` comes before one of ``until``."""
+        async with asyncio.timeout(5):
+            while (message := await self._call.read()).WhichOneof("body") != until:
+                assert message.WhichOneof("body") != kind, message
+
+    async def end(self) -> None:
+        """Wait until the control plane has ended the stream."""
+        async with asyncio.timeout(5):
+            while await self._call.read() is not grpc.aio.EOF:
+                pass
+
+
+@dataclass
+class Control:
+    book: TaskBook
+    dispatcher: Dispatcher
+    stub: Any
+
+    def connect(self) -> Stream:
+        return Stream(self.stub.Connect())
+
+    async def welcomed(self, greeting: pb.RunnerMessage | None = None) -> Stream:
+        stream = self.connect()
+        await stream.say(greeting or hello())
+        await stream.hear("welcome")
+        return stream
+
+    async def submit(self) -> Task:
+        document = {"prompt": "def", "max_new_tokens": 10}
+        task, _ = await self.book.submit(Submission("ann", "demo", document, 1))
+        return task
+
+
+@pytest_asyncio.fixture
+async def control(free_port: int) -> AsyncIterator[Control]:
+    store = sqlite.Store(sqlite.MEMORY)
+    book = TaskBook(store, CLOCK, lease_ttl_s=10)
+    dispatcher = Dispatcher(book, CLOCK, sweep_s=0.05)
+    running = asyncio.create_task(dispatcher.run())
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    rpc.add_RunnerServiceServicer_to_server(dispatcher, server)
+    server.add_insecure_port(f"127.0.0.1:{free_port}")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{free_port}") as channel:
+        yield Control(book, dispatcher, rpc.RunnerServiceStub(channel))
+    dispatcher.close()
+    await server.stop(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await store.close()
+
+
+async def test_a_runner_that_does_not_say_hello_is_refused(control: Control) -> None:
+    stream = control.connect()
+    await stream.say(heartbeat())
+
+    with pytest.raises(grpc.aio.AioRpcError, match="first message is a hello"):
+        await stream.hear("welcome")
+
+
+async def test_a_runner_of_another_protocol_is_refused(control: Control) -> None:
+    stream = control.connect()
+    await stream.say(hello(protocol=2))
+
+    with pytest.raises(grpc.aio.AioRpcError, match="speaks protocol 2"):
+        await stream.hear("welcome")
+
+
+async def test_a_task_that_waited_is_granted_after_the_welcome(control: Control) -> None:
+    task = await control.submit()
+
+    grant = await (await control.welcomed()).hear("grant")
+
+    assert (grant.task_id, grant.fence, grant.replica) == (task.id, 1, "demo__r0")
+
+
+async def test_a_task_is_granted_as_it_is_submitted(control: Control) -> None:
+    stream = await control.welcomed()
+
+    task = await control.submit()
+
+    assert (await stream.hear("grant")).task_id == task.id
+
+
+async def test_no_more_is_granted_than_there_is_room(control: Control) -> None:
+    stream = await control.welcomed(hello(capacity=1))
+    first, second = await control.submit(), await control.submit()
+    grant = await stream.hear("grant")
+    assert grant.task_id == first.id
+
+    await stream.say(progress(grant, 0))
+    await stream.hears_nothing("grant", until="ack")
+    await stream.say(finish(grant))
+
+    assert (await stream.hear("grant")).task_id == second.id
+
+
+async def test_a_replica_that_stops_being_ready_is_granted_nothing(control: Control) -> None:
+    stream = await control.welcomed()
+    await control.submit()
+    grant = await stream.hear("grant")
+    await stream.say(
+        heartbeat((grant.task_id, grant.fence), state=pb.Replica.STARTING),
+        pb.RunnerMessage(release=pb.Release(task_id=grant.task_id, fence=grant.fence)),
+    )
+
+    assert (await stream.hear("ack")).is_final
+    assert (await control.book.task(grant.task_id)).state is TaskState.QUEUED
+    await stream.say(heartbeat())
+    assert (await stream.hear("grant")).fence == 2
+
+
+async def test_progress_is_acknowledged_when_it_is_on_disk(control: Control) -> None:
+    stream = await control.welcomed()
+    await control.submit()
+    grant = await stream.hear("grant")
+
+    await stream.say(progress(grant, 0), progress(grant, 1), progress(grant, 2))
+
+    while (await stream.hear("ack")).next_seq < 3:
+        pass
+    assert (await control.book.task(grant.task_id)).num_chunks == 3
+
+
+async def test_a_repeated_finish_is_acknowledged_again(control: Control) -> None:
+    stream = await control.welcomed()
+    await control.submit()
+    grant = await stream.hear("grant")
+
+    await stream.say(finish(grant))
+    assert (await stream.hear("ack")).is_final
+    await stream.say(finish(grant))
+
+    assert (await stream.hear("ack")).is_final
+
+
+async def test_progress_with_a_stale_fence_changes_nothing_and_is_cancelled(
+    control: Control,
+) -> None:
+    stream = await control.welcomed()
+    task = await control.submit()
+    grant = await stream.hear("grant")
+    await control.book.release(task.id, grant.fence, "for the test")
+    newer = await stream.hear("grant")
+
+    await stream.say(progress(grant, 0))
+
+    cancel = await stream.hear("cancel")
+    assert (cancel.task_id, cancel.fence) == (task.id, grant.fence)
+    found = await control.book.task(task.id)
+    assert (found.num_chunks, found.fence, found.state) == (0, newer.fence, TaskState.LEASED)
+
+
+async def test_a_cancelled_task_is_taken_from_its_holder(control: Control) -> None:
+    stream = await control.welcomed()
+    task = await control.submit()
+    grant = await stream.hear("grant")
+
+    await control.book.cancel(task.id)
+
+    assert (await stream.hear("cancel")).fence == grant.fence
+
+
+async def test_a_lease_that_was_given_away_is_cancelled_at_a_heartbeat(control: Control) -> None:
+    stream = await control.welcomed()
+
+    await stream.say(heartbeat(("nobody", 7)))
+
+    assert (await stream.hear("cancel")).task_id == "nobody"
+
+
+async def test_a_gap_in_the_chunks_ends_the_stream(control: Control) -> None:
+    stream = await control.welcomed()
+    await control.submit()
+    grant = await stream.hear("grant")
+
+    await stream.say(progress(grant, 5))
+
+    await stream.end()
+
+
+async def test_a_hello_keeps_the_leases_it_names(control: Control) -> None:
+    stream = await control.welcomed()
+    task = await control.submit()
+    grant = await stream.hear("grant")
+    await stream.say(progress(grant, 0))
+    await stream.hear("ack")
+
+    again = control.connect()
+    await again.say(hello((task.id, grant.fence)))
+
+    [kept] = (await again.hear("welcome")).kept
+    assert (kept.task_id, kept.fence, kept.next_seq) == (task.id, grant.fence, 1)
+
+
+async def test_a_hello_frees_the_leases_it_does_not_name(control: Control) -> None:
+    stream = await control.welcomed()
+    task = await control.submit()
+    await stream.hear("grant")
+
+    again = await control.welcomed(hello(session_id="second"))
+
+    assert (await again.hear("grant")).fence == 2
+    assert [a.outcome for a in await control.book.attempts(task.id)] == ["lost", "running"]
+
+
+async def test_a_newer_stream_of_a_runner_ends_the_older(control: Control) -> None:
+    older = await control.welcomed()
+
+    newer = await control.welcomed()
+
+    await older.end()
+    task = await control.submit()
+    assert (await newer.hear("grant")).task_id == task.id
+
+
+async def test_what_a_runner_is_to_run_is_said_again_after_a_hello(control: Control) -> None:
+    control.dispatcher.want("one", [pb.DesiredReplica(name="demo__r0", model="demo")])
+
+    stream = await control.welcomed()
+
+    wanted = await stream.hear("desired_replicas")
+    assert [r.name for r in wanted.replicas] == ["demo__r0"]
