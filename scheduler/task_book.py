@@ -1,6 +1,6 @@
 """The book of tasks: every move a task can make, each as one atomic, durable command.
 
-The rules are in ``scheduler/dispatcher/commands.py``; the book runs them on a store with the time
+The rules are in ``scheduler/moves.py``; the book runs them on a store with the time
 and ids they need, and when they are on disk tells listeners and watchers, in the order of commits.
 They are told also when the caller was cancelled meanwhile: what is on disk has happened.
 """
@@ -14,12 +14,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from scheduler import moves
 from scheduler.clock import Clock
-from scheduler.dispatcher import commands
-from scheduler.dispatcher.commands import Change, Outcome, Rules
 from scheduler.errors import InvalidRequest
 from scheduler.fair_queue import FairQueue
 from scheduler.ids import IdSource
+from scheduler.moves import Change, Outcome, Rules
 from scheduler.policies import virtual_time
 from scheduler.result.stream import Watchers
 from scheduler.stores.base import Store, Transaction
@@ -78,13 +78,11 @@ class TaskBook:
         document = json.loads(json.dumps(submission.document))
         submission = replace(submission, document=document)
         task_id, now = self._new_id(), self._clock.now()
-        return await self._run(
-            lambda tx: commands.submit(tx, self._rules, submission, task_id, now)
-        )
+        return await self._run(lambda tx: moves.submit(tx, self._rules, submission, task_id, now))
 
     async def task(self, task_id: str, tenant: str | None = None) -> Task:
         """Raises TaskNotFound, also when ``tenant`` is given and is not the owner."""
-        return await self._store.read(lambda tx: commands.owned(tx, task_id, tenant))
+        return await self._store.read(lambda tx: moves.owned(tx, task_id, tenant))
 
     async def tasks(
         self,
@@ -104,7 +102,7 @@ class TaskBook:
         """In order. Raises TaskNotFound."""
 
         def query(tx: Transaction) -> list[Attempt]:
-            commands.owned(tx, task_id)
+            moves.owned(tx, task_id)
             return tx.attempts(task_id)
 
         return await self._store.read(query)
@@ -113,7 +111,7 @@ class TaskBook:
         """Journal entries with seq >= cursor, in order. Raises TaskNotFound."""
 
         def query(tx: Transaction) -> list[JournalChunk]:
-            commands.owned(tx, task_id)
+            moves.owned(tx, task_id)
             return tx.chunks(task_id, cursor, limit)
 
         return await self._store.read(query)
@@ -127,7 +125,7 @@ class TaskBook:
         the ``on_lease_ended`` listener, and its later writes raise StaleLease."""
         now = self._clock.now()
         return await self._run(
-            lambda tx: commands.cancel(tx, self._rules, task_id, tenant, reason, now)
+            lambda tx: moves.cancel(tx, self._rules, task_id, tenant, reason, now)
         )
 
     # -- for the dispatcher: writes with a fence raise StaleLease when it is not the current one
@@ -136,7 +134,7 @@ class TaskBook:
         """Up to ``limit`` queued tasks of the model, in fair order, leased to the replica."""
         now = self._clock.now()
         return await self._run(
-            lambda tx: commands.claim(tx, self._rules, model, runner, replica, limit, now)
+            lambda tx: moves.claim(tx, self._rules, model, runner, replica, limit, now)
         )
 
     async def append(self, task_id: str, fence: int, chunks: Sequence[JournalChunk]) -> int:
@@ -144,23 +142,21 @@ class TaskBook:
         raises ValueError. Returns the next expected seq."""
         now = self._clock.now()
         return await self._run(
-            lambda tx: commands.append(tx, self._rules, task_id, fence, chunks, now)
+            lambda tx: moves.append(tx, self._rules, task_id, fence, chunks, now)
         )
 
     async def succeed(self, task_id: str, fence: int, result: Mapping[str, Any]) -> Task:
         """Idempotent for the same fence."""
         now, stored = self._clock.now(), json.loads(json.dumps(result))
         return await self._run(
-            lambda tx: commands.succeed(tx, self._rules, task_id, fence, stored, now)
+            lambda tx: moves.succeed(tx, self._rules, task_id, fence, stored, now)
         )
 
     async def fail(self, task_id: str, fence: int, error: TaskError) -> Task:
         """The request is at fault, or the handler gave up on it: final. Idempotent for the same
         fence."""
         now = self._clock.now()
-        return await self._run(
-            lambda tx: commands.fail(tx, self._rules, task_id, fence, error, now)
-        )
+        return await self._run(lambda tx: moves.fail(tx, self._rules, task_id, fence, error, now))
 
     async def release(self, task_id: str, fence: int, reason: str) -> Task:
         """The attempt was lost through no fault of the task: queued again at the head of its flow,
@@ -168,13 +164,13 @@ class TaskBook:
         fence until the task is claimed again."""
         now = self._clock.now()
         return await self._run(
-            lambda tx: commands.release(tx, self._rules, task_id, fence, reason, now)
+            lambda tx: moves.release(tx, self._rules, task_id, fence, reason, now)
         )
 
     async def renew(self, runner: str, held: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
         """Extend the leases; returns those of ``held`` that are no longer the runner's."""
         now, leases = self._clock.now(), list(held)
-        return await self._run(lambda tx: commands.renew(tx, self._rules, runner, leases, now))
+        return await self._run(lambda tx: moves.renew(tx, self._rules, runner, leases, now))
 
     async def release_others(
         self, runner: str, held: Iterable[tuple[str, int]], reason: str
@@ -182,7 +178,7 @@ class TaskBook:
         """Release every lease of ``runner`` that is not in ``held`` (it restarted and forgot)."""
         now, leases = self._clock.now(), list(held)
         return await self._run(
-            lambda tx: commands.release_others(tx, self._rules, runner, leases, reason, now)
+            lambda tx: moves.release_others(tx, self._rules, runner, leases, reason, now)
         )
 
     async def sweep(self) -> list[Task]:
@@ -190,7 +186,7 @@ class TaskBook:
         now = self._clock.now()
         swept: list[Task] = []
         while True:
-            some = await self._run(lambda tx: commands.sweep(tx, self._rules, now, SWEEP_BATCH))
+            some = await self._run(lambda tx: moves.sweep(tx, self._rules, now, SWEEP_BATCH))
             swept += some
             if len(some) < SWEEP_BATCH:
                 return swept
@@ -198,7 +194,7 @@ class TaskBook:
     async def extend_all(self) -> int:
         """Give every live lease a full term: the control plane was away, the runners were not."""
         now = self._clock.now()
-        return await self._run(lambda tx: commands.extend_all(tx, self._rules, now))
+        return await self._run(lambda tx: moves.extend_all(tx, self._rules, now))
 
     # -- listeners, called in the event loop after the commit
 
@@ -305,7 +301,7 @@ class TaskBook:
 
 
 def _page(tx: Transaction, task_id: str, cursor: int) -> tuple[Task, tuple[JournalChunk, ...]]:
-    task = commands.owned(tx, task_id)
+    task = moves.owned(tx, task_id)
     if not 0 <= cursor <= task.num_chunks:
         raise InvalidRequest(
             f"cursor is {cursor}; task {task_id} has chunks 0 to {task.num_chunks}", field="cursor"

@@ -1,8 +1,8 @@
 """What a fairness policy decides: what service costs a flow, and where a returning flow joins.
 
 A policy is pure: integers in, integers out. The fair queue keeps its numbers in the store and the
-store's index answers which active flow has the least. ``tests/properties/test_fair_sharing.py`` is the
-executable form of what a policy promises.
+store's index answers which active flow has the least. What a policy promises is written down as
+``tests/properties/test_fair_sharing.py``.
 """
 
 from __future__ import annotations

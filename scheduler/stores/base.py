@@ -2,7 +2,7 @@
 
 A store runs *commands* (functions over a :class:`Transaction` that may write) and *queries* (that
 only read). A command is atomic and isolated; when ``run`` returns, its effect survives the death of
-the process and of the machine. The rules themselves (``scheduler/dispatcher/commands.py``,
+the process and of the machine. The rules themselves (``scheduler/moves.py``,
 ``scheduler/fair_queue.py``) are written once, over any store.
 
 The executable form of this contract is ``tests/contracts/test_store_contract.py``.

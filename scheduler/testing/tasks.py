@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from scheduler.dispatcher.commands import Rules
 from scheduler.fair_queue import FairQueue
+from scheduler.moves import Rules
 from scheduler.policies import virtual_time
 from scheduler.stores import sqlite
 from scheduler.stores._sqlite_transaction import Transaction as SqliteTransaction

@@ -28,9 +28,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.dispatcher import commands
-from scheduler.dispatcher.commands import Rules
+from scheduler import moves
 from scheduler.fair_queue import FairQueue
+from scheduler.moves import Rules
 from scheduler.policies import virtual_time
 from scheduler.policies.virtual_time import SCALE
 from scheduler.stores.base import Transaction
@@ -180,12 +180,12 @@ class Simulation:
 
     def submit(self, task_id: str, work: Work, now: float) -> None:
         submission = Submission(work.tenant, MODEL, {}, work.estimate, 3, 2)
-        commands.submit(self.tx, self.rules, submission, task_id, now)
+        moves.submit(self.tx, self.rules, submission, task_id, now)
 
     def dispatch(self, now: float) -> None:
         depth = self.tx.depth().get(MODEL, 0)
         wanted = min(len(self.free), depth)
-        got = commands.claim(self.tx, self.rules, MODEL, "r", "demo__r0", len(self.free), now)
+        got = moves.claim(self.tx, self.rules, MODEL, "r", "demo__r0", len(self.free), now)
         if len(got.value) != wanted:
             raise Unfair(f"{len(got.value)} of {wanted} free slots got work with {depth} queued")
         for grant in got.value:
@@ -206,22 +206,20 @@ class Simulation:
 
     def progress(self, task: Task, num_tokens: int, now: float) -> None:
         if num_tokens:
-            seq = commands.owned(self.tx, task.id).num_chunks
+            seq = moves.owned(self.tx, task.id).num_chunks
             new = JournalChunk(seq, (1,) * num_tokens, "")
-            commands.append(self.tx, self.rules, task.id, task.fence, [new], now)
-        prompt = (
-            3 if num_tokens and num_tokens == commands.owned(self.tx, task.id).num_tokens else 0
-        )
+            moves.append(self.tx, self.rules, task.id, task.fence, [new], now)
+        prompt = 3 if num_tokens and num_tokens == moves.owned(self.tx, task.id).num_tokens else 0
         self.referee.done[task.tenant] += 2 * num_tokens + prompt
 
     def finish(self, task: Task, slot: int, num_tokens: int, now: float) -> None:
         self.progress(task, num_tokens, now)
-        commands.succeed(self.tx, self.rules, task.id, task.fence, {}, now)
+        moves.succeed(self.tx, self.rules, task.id, task.fence, {}, now)
         self.free[slot] = self.speeds[slot]
 
     def lose(self, task: Task, slot: int, num_tokens: int, now: float) -> None:
         self.progress(task, num_tokens, now)
-        commands.release(self.tx, self.rules, task.id, task.fence, "worker died", now)
+        moves.release(self.tx, self.rules, task.id, task.fence, "worker died", now)
         self.free[slot] = self.speeds[slot]
 
 
@@ -277,11 +275,11 @@ def test_a_short_request_is_served_promptly_beside_a_flood() -> None:
         rules = Rules(FairQueue(virtual_time.Policy()), 10.0, 5)
         for number in range(200):
             flood = Submission("flood", MODEL, {}, 100, 20, 2)
-            commands.submit(tx, rules, flood, f"f{number:03}", 0.0)
-        commands.claim(tx, rules, MODEL, "r", "demo__r0", 4, 0.0)
-        commands.submit(tx, rules, Submission("chat", MODEL, {}, 10, 2, 2), "chat", 1.0)
+            moves.submit(tx, rules, flood, f"f{number:03}", 0.0)
+        moves.claim(tx, rules, MODEL, "r", "demo__r0", 4, 0.0)
+        moves.submit(tx, rules, Submission("chat", MODEL, {}, 10, 2, 2), "chat", 1.0)
 
-        claimed = commands.claim(tx, rules, MODEL, "r", "demo__r0", 2, 1.0).value
+        claimed = moves.claim(tx, rules, MODEL, "r", "demo__r0", 2, 1.0).value
 
         assert "chat" in [grant.task.id for grant in claimed]
 
@@ -294,9 +292,9 @@ def test_weights_of_one_and_three_share_one_to_three_within_a_task() -> None:
         for number in range(200):
             for tenant in ("gold", "plain"):
                 sent = Submission(tenant, MODEL, {}, cost, 3, 2)
-                commands.submit(tx, rules, sent, f"{tenant}{number:03}", 0.0)
+                moves.submit(tx, rules, sent, f"{tenant}{number:03}", 0.0)
         for _ in range(120):
-            commands.claim(tx, rules, MODEL, "r", "demo__r0", 1, 0.0)
+            moves.claim(tx, rules, MODEL, "r", "demo__r0", 1, 0.0)
             served = {flow.tenant: flow.charged_cost for flow in tx.flows(MODEL)}
 
             assert abs(served["gold"] / 3 - served["plain"]) <= cost

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from scheduler.dispatcher import commands
+from scheduler import moves
 from scheduler.errors import IdempotencyConflict, StaleLease, TaskNotFound
 from scheduler.stores.base import Transaction
 from scheduler.task import Grant, Task, TaskError, TaskState
@@ -24,11 +24,11 @@ def tx() -> Iterator[Transaction]:
 
 
 def submit(tx: Transaction, task_id: str = "t1", tenant: str = "ann", **changes: object) -> Task:
-    return commands.submit(tx, RULES, submission(tenant, **changes), task_id, NOW).value[0]
+    return moves.submit(tx, RULES, submission(tenant, **changes), task_id, NOW).value[0]
 
 
 def claim(tx: Transaction, now: float = NOW, limit: int = 1) -> list[Grant]:
-    return commands.claim(tx, RULES, MODEL, "runner-1", "demo__r0", limit, now).value
+    return moves.claim(tx, RULES, MODEL, "runner-1", "demo__r0", limit, now).value
 
 
 def service(tx: Transaction) -> dict[str, int]:
@@ -39,7 +39,7 @@ def service(tx: Transaction) -> dict[str, int]:
 
 
 def test_a_submission_becomes_a_queued_task(tx: Transaction) -> None:
-    outcome = commands.submit(tx, RULES, submission(priority=3), "t1", NOW)
+    outcome = moves.submit(tx, RULES, submission(priority=3), "t1", NOW)
 
     task, is_new = outcome.value
     assert is_new
@@ -50,7 +50,7 @@ def test_a_submission_becomes_a_queued_task(tx: Transaction) -> None:
 def test_a_repeated_key_with_the_same_request_is_the_same_task(tx: Transaction) -> None:
     first = submit(tx, idempotency_key="k")
 
-    outcome = commands.submit(tx, RULES, submission(idempotency_key="k"), "t2", NOW)
+    outcome = moves.submit(tx, RULES, submission(idempotency_key="k"), "t2", NOW)
 
     assert outcome.value == (first, False)
     assert outcome.changes == ()
@@ -114,7 +114,7 @@ def test_a_claim_expires_tasks_that_nobody_wants_any_more(tx: Transaction) -> No
     grants = claim(tx, now=NOW + 5)
 
     assert [grant.task.id for grant in grants] == ["t2"]
-    expired = commands.owned(tx, "t1")
+    expired = moves.owned(tx, "t1")
     assert expired.state is TaskState.EXPIRED
     assert expired.error == TaskError(504, "the task's deadline passed while it waited")
 
@@ -122,8 +122,8 @@ def test_a_claim_expires_tasks_that_nobody_wants_any_more(tx: Transaction) -> No
 def test_a_grant_carries_what_earlier_attempts_produced(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
-    commands.append(tx, RULES, "t1", 1, [chunk(0, 7, 8), chunk(1, 9)], NOW)
-    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    moves.append(tx, RULES, "t1", 1, [chunk(0, 7, 8), chunk(1, 9)], NOW)
+    moves.release(tx, RULES, "t1", 1, "worker died", NOW)
 
     (grant,) = claim(tx)
 
@@ -137,9 +137,9 @@ def test_a_grant_carries_what_earlier_attempts_produced(tx: Transaction) -> None
 def test_chunks_already_there_are_skipped(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
-    commands.append(tx, RULES, "t1", 1, [chunk(0), chunk(1)], NOW)
+    moves.append(tx, RULES, "t1", 1, [chunk(0), chunk(1)], NOW)
 
-    outcome = commands.append(tx, RULES, "t1", 1, [chunk(1), chunk(2)], NOW)
+    outcome = moves.append(tx, RULES, "t1", 1, [chunk(1), chunk(2)], NOW)
 
     assert outcome.value == 3
     assert outcome.changes[0].chunks == (chunk(2),)
@@ -151,16 +151,16 @@ def test_a_gap_or_repeat_among_new_chunks_is_refused(tx: Transaction, seqs: list
     claim(tx)
 
     with pytest.raises(ValueError, match=r"task t1: chunk . came where . is next"):
-        commands.append(tx, RULES, "t1", 1, [chunk(seq) for seq in seqs], NOW)
+        moves.append(tx, RULES, "t1", 1, [chunk(seq) for seq in seqs], NOW)
 
 
 def test_the_first_chunk_is_timed_once(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
-    commands.append(tx, RULES, "t1", 1, [chunk(0)], NOW + 1)
-    commands.append(tx, RULES, "t1", 1, [chunk(1)], NOW + 2)
+    moves.append(tx, RULES, "t1", 1, [chunk(0)], NOW + 1)
+    moves.append(tx, RULES, "t1", 1, [chunk(1)], NOW + 2)
 
-    assert commands.owned(tx, "t1").first_chunk_at == NOW + 1
+    assert moves.owned(tx, "t1").first_chunk_at == NOW + 1
 
 
 # -- the ends
@@ -170,7 +170,7 @@ def test_success_keeps_the_result_and_ends_the_lease(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
 
-    task = commands.succeed(tx, RULES, "t1", 1, {"reason": "eos"}, NOW + 3).value
+    task = moves.succeed(tx, RULES, "t1", 1, {"reason": "eos"}, NOW + 3).value
 
     assert (task.state, task.result, task.finished_at) == (
         TaskState.SUCCEEDED,
@@ -184,9 +184,9 @@ def test_success_keeps_the_result_and_ends_the_lease(tx: Transaction) -> None:
 def test_repeating_a_success_gives_the_stored_answer(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
-    first = commands.succeed(tx, RULES, "t1", 1, {"n": 1}, NOW).value
+    first = moves.succeed(tx, RULES, "t1", 1, {"n": 1}, NOW).value
 
-    again = commands.succeed(tx, RULES, "t1", 1, {"n": 2}, NOW + 9)
+    again = moves.succeed(tx, RULES, "t1", 1, {"n": 2}, NOW + 9)
 
     assert again.value == first
     assert again.changes == ()
@@ -195,10 +195,10 @@ def test_repeating_a_success_gives_the_stored_answer(tx: Transaction) -> None:
 def test_a_failure_after_success_under_the_same_fence_is_stale(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
-    commands.succeed(tx, RULES, "t1", 1, {}, NOW)
+    moves.succeed(tx, RULES, "t1", 1, {}, NOW)
 
     with pytest.raises(StaleLease):
-        commands.fail(tx, RULES, "t1", 1, TaskError(500, "no"), NOW)
+        moves.fail(tx, RULES, "t1", 1, TaskError(500, "no"), NOW)
 
 
 def test_a_failure_tells_its_reason_and_repeats(tx: Transaction) -> None:
@@ -206,10 +206,10 @@ def test_a_failure_tells_its_reason_and_repeats(tx: Transaction) -> None:
     claim(tx)
     error = TaskError(422, "too long", "prompt")
 
-    failed = commands.fail(tx, RULES, "t1", 1, error, NOW).value
+    failed = moves.fail(tx, RULES, "t1", 1, error, NOW).value
 
     assert (failed.state, failed.error) == (TaskState.FAILED, error)
-    assert commands.fail(tx, RULES, "t1", 1, error, NOW).value == failed
+    assert moves.fail(tx, RULES, "t1", 1, error, NOW).value == failed
     assert tx.attempts("t1")[0].reason == "too long"
 
 
@@ -218,7 +218,7 @@ def test_a_released_task_is_first_in_its_flow_again(tx: Transaction) -> None:
     submit(tx, "t2")
     claim(tx)
 
-    released = commands.release(tx, RULES, "t1", 1, "worker died", NOW).value
+    released = moves.release(tx, RULES, "t1", 1, "worker died", NOW).value
 
     assert released.state is TaskState.QUEUED
     assert claim(tx)[0].task.id == "t1"
@@ -227,18 +227,18 @@ def test_a_released_task_is_first_in_its_flow_again(tx: Transaction) -> None:
 def test_repeating_a_release_loses_one_attempt_only(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
-    first = commands.release(tx, RULES, "t1", 1, "worker died", NOW).value
+    first = moves.release(tx, RULES, "t1", 1, "worker died", NOW).value
 
-    assert commands.release(tx, RULES, "t1", 1, "worker died", NOW).value == first
+    assert moves.release(tx, RULES, "t1", 1, "worker died", NOW).value == first
 
 
 def test_a_task_that_lost_all_its_attempts_fails_with_their_history(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
-    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    moves.release(tx, RULES, "t1", 1, "worker died", NOW)
     claim(tx)
 
-    task = commands.release(tx, RULES, "t1", 2, "replica gone", NOW).value
+    task = moves.release(tx, RULES, "t1", 2, "replica gone", NOW).value
 
     assert task.state is TaskState.FAILED
     assert task.error == TaskError(
@@ -246,21 +246,21 @@ def test_a_task_that_lost_all_its_attempts_fails_with_their_history(tx: Transact
         "lost 2 of 2 attempts allowed: attempt 1 on demo__r0 of runner-1: worker died; "
         "attempt 2 on demo__r0 of runner-1: replica gone",
     )
-    assert commands.release(tx, RULES, "t1", 2, "replica gone", NOW).value == task
+    assert moves.release(tx, RULES, "t1", 2, "replica gone", NOW).value == task
 
 
 def test_every_write_under_an_older_fence_is_stale_and_changes_nothing(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
-    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    moves.release(tx, RULES, "t1", 1, "worker died", NOW)
     claim(tx)
     before = tx.task("t1")
 
     for write in (
-        lambda: commands.append(tx, RULES, "t1", 1, [chunk(0)], NOW),
-        lambda: commands.succeed(tx, RULES, "t1", 1, {}, NOW),
-        lambda: commands.fail(tx, RULES, "t1", 1, TaskError(500, "no"), NOW),
-        lambda: commands.release(tx, RULES, "t1", 1, "late", NOW),
+        lambda: moves.append(tx, RULES, "t1", 1, [chunk(0)], NOW),
+        lambda: moves.succeed(tx, RULES, "t1", 1, {}, NOW),
+        lambda: moves.fail(tx, RULES, "t1", 1, TaskError(500, "no"), NOW),
+        lambda: moves.release(tx, RULES, "t1", 1, "late", NOW),
     ):
         with pytest.raises(StaleLease, match="lease 1 of task t1 has ended"):
             write()
@@ -271,7 +271,7 @@ def test_a_cancelled_lease_is_told_with_its_holder(tx: Transaction) -> None:
     submit(tx)
     leased = claim(tx)[0].task
 
-    outcome = commands.cancel(tx, RULES, "t1", "ann", "not needed", NOW)
+    outcome = moves.cancel(tx, RULES, "t1", "ann", "not needed", NOW)
 
     assert outcome.value.state is TaskState.CANCELLED
     assert outcome.changes[0].ended_lease == leased
@@ -280,16 +280,16 @@ def test_a_cancelled_lease_is_told_with_its_holder(tx: Transaction) -> None:
 
 def test_cancelling_what_is_final_changes_nothing(tx: Transaction) -> None:
     submit(tx)
-    cancelled = commands.cancel(tx, RULES, "t1", None, "", NOW).value
+    cancelled = moves.cancel(tx, RULES, "t1", None, "", NOW).value
 
-    assert commands.cancel(tx, RULES, "t1", None, "again", NOW + 1).value == cancelled
+    assert moves.cancel(tx, RULES, "t1", None, "again", NOW + 1).value == cancelled
 
 
 def test_nobody_cancels_another_tenants_task(tx: Transaction) -> None:
     submit(tx)
 
     with pytest.raises(TaskNotFound):
-        commands.cancel(tx, RULES, "t1", "bob", "", NOW)
+        moves.cancel(tx, RULES, "t1", "bob", "", NOW)
 
 
 # -- leases
@@ -300,19 +300,19 @@ def test_a_renewed_lease_lasts_a_full_term_and_foreign_ones_are_named(tx: Transa
     claim(tx)
 
     held = [("t1", 1), ("t1", 2), ("nothing", 1)]
-    lost = commands.renew(tx, RULES, "runner-1", held, NOW + 8).value
+    lost = moves.renew(tx, RULES, "runner-1", held, NOW + 8).value
 
     assert lost == [("t1", 2), ("nothing", 1)]
-    assert commands.owned(tx, "t1").lease_expires_at == NOW + 18
-    assert commands.renew(tx, RULES, "runner-2", [("t1", 1)], NOW).value == [("t1", 1)]
+    assert moves.owned(tx, "t1").lease_expires_at == NOW + 18
+    assert moves.renew(tx, RULES, "runner-2", [("t1", 1)], NOW).value == [("t1", 1)]
 
 
 def test_a_lease_that_ran_out_is_taken_back_and_told(tx: Transaction) -> None:
     submit(tx)
     leased = claim(tx)[0].task
 
-    assert commands.sweep(tx, RULES, NOW + 9.9, 10).value == []
-    outcome = commands.sweep(tx, RULES, NOW + 10, 10)
+    assert moves.sweep(tx, RULES, NOW + 9.9, 10).value == []
+    outcome = moves.sweep(tx, RULES, NOW + 10, 10)
 
     assert outcome.value[0].state is TaskState.QUEUED
     assert outcome.changes[0].ended_lease == leased
@@ -323,7 +323,7 @@ def test_a_deadline_ends_a_running_task_and_is_told(tx: Transaction) -> None:
     submit(tx, deadline_at=NOW + 5)
     leased = claim(tx)[0].task
 
-    outcome = commands.sweep(tx, RULES, NOW + 5, 10)
+    outcome = moves.sweep(tx, RULES, NOW + 5, 10)
 
     assert outcome.value[0].state is TaskState.EXPIRED
     assert outcome.changes[0].ended_lease == leased
@@ -334,8 +334,8 @@ def test_a_sweep_moves_no_more_than_its_limit(tx: Transaction) -> None:
         submit(tx, name)
     claim(tx, limit=3)
 
-    assert len(commands.sweep(tx, RULES, NOW + 99, 2).value) == 2
-    assert len(commands.sweep(tx, RULES, NOW + 99, 2).value) == 1
+    assert len(moves.sweep(tx, RULES, NOW + 99, 2).value) == 2
+    assert len(moves.sweep(tx, RULES, NOW + 99, 2).value) == 1
 
 
 def test_a_restarted_runner_gives_back_what_it_forgot(tx: Transaction) -> None:
@@ -343,18 +343,18 @@ def test_a_restarted_runner_gives_back_what_it_forgot(tx: Transaction) -> None:
     submit(tx, "t2")
     claim(tx, limit=2)
 
-    freed = commands.release_others(tx, RULES, "runner-1", [("t2", 1)], "restarted", NOW).value
+    freed = moves.release_others(tx, RULES, "runner-1", [("t2", 1)], "restarted", NOW).value
 
     assert [task.id for task in freed] == ["t1"]
-    assert commands.owned(tx, "t2").state is TaskState.LEASED
+    assert moves.owned(tx, "t2").state is TaskState.LEASED
 
 
 def test_live_leases_get_a_full_term_after_the_control_plane_was_away(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
 
-    assert commands.extend_all(tx, RULES, NOW + 100).value == 1
-    assert commands.sweep(tx, RULES, NOW + 105, 10).value == []
+    assert moves.extend_all(tx, RULES, NOW + 100).value == 1
+    assert moves.sweep(tx, RULES, NOW + 105, 10).value == []
 
 
 # -- accounting
@@ -366,9 +366,9 @@ def test_a_claim_is_charged_with_the_estimate_and_settled_with_what_was_used(
     submit(tx)
     claim(tx)
     assert service(tx) == {"ann": 25}
-    commands.append(tx, RULES, "t1", 1, [chunk(0, 1, 2, 3)], NOW)
+    moves.append(tx, RULES, "t1", 1, [chunk(0, 1, 2, 3)], NOW)
 
-    commands.succeed(tx, RULES, "t1", 1, {}, NOW)
+    moves.succeed(tx, RULES, "t1", 1, {}, NOW)
 
     assert service(tx) == {"ann": 5 + 2 * 3}
     assert tx.flow(MODEL, "ann").virtual_time == 11_000
@@ -378,7 +378,7 @@ def test_output_beyond_the_estimate_is_charged_as_it_comes(tx: Transaction) -> N
     submit(tx)
     claim(tx)
 
-    commands.append(tx, RULES, "t1", 1, [chunk(0, *range(12))], NOW)
+    moves.append(tx, RULES, "t1", 1, [chunk(0, *range(12))], NOW)
 
     assert service(tx) == {"ann": 5 + 2 * 12}
 
@@ -389,14 +389,14 @@ def test_a_lost_attempt_costs_what_it_journalled_and_the_next_does_not_pay_it_ag
     submit(tx)
     submit(tx, "t2")  # the flow stays active: nothing is lifted
     claim(tx)
-    commands.append(tx, RULES, "t1", 1, [chunk(0, 1, 2, 3)], NOW)
-    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    moves.append(tx, RULES, "t1", 1, [chunk(0, 1, 2, 3)], NOW)
+    moves.release(tx, RULES, "t1", 1, "worker died", NOW)
     assert service(tx) == {"ann": 11}
 
     claim(tx)
     assert service(tx) == {"ann": 25}
-    commands.append(tx, RULES, "t1", 2, [chunk(1, 4)], NOW)
-    commands.succeed(tx, RULES, "t1", 2, {}, NOW)
+    moves.append(tx, RULES, "t1", 2, [chunk(1, 4)], NOW)
+    moves.succeed(tx, RULES, "t1", 2, {}, NOW)
 
     assert service(tx) == {"ann": 13}
     assert tx.flow(MODEL, "ann").virtual_time == 13_000
@@ -406,7 +406,7 @@ def test_an_attempt_lost_before_its_first_token_is_free(tx: Transaction) -> None
     submit(tx)
     claim(tx)
 
-    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    moves.release(tx, RULES, "t1", 1, "worker died", NOW)
 
     assert service(tx) == {"ann": 0}
 
@@ -415,7 +415,7 @@ def test_a_prompt_is_paid_for_when_its_owner_cancels_the_work(tx: Transaction) -
     submit(tx)
     claim(tx)
 
-    commands.cancel(tx, RULES, "t1", None, "", NOW)
+    moves.cancel(tx, RULES, "t1", None, "", NOW)
 
     assert service(tx) == {"ann": 5}
 
@@ -424,7 +424,7 @@ def test_work_without_tokens_costs_its_estimate(tx: Transaction) -> None:
     submit(tx, estimated_cost=40, prompt_cost=40, cost_per_token=0)
     claim(tx)
 
-    commands.succeed(tx, RULES, "t1", 1, {"embeddings": []}, NOW)
+    moves.succeed(tx, RULES, "t1", 1, {"embeddings": []}, NOW)
 
     assert service(tx) == {"ann": 40}
 
@@ -436,6 +436,6 @@ def test_a_refund_is_exact_although_the_weight_changed(tx: Transaction) -> None:
     assert tx.flow(MODEL, "ann").virtual_time == 25_000
     tx.put_weight("ann", 5000)
 
-    commands.release(tx, RULES, "t1", 1, "worker died", NOW)
+    moves.release(tx, RULES, "t1", 1, "worker died", NOW)
 
     assert tx.flow(MODEL, "ann").virtual_time == 0
