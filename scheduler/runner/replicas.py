@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds after a lost task before READY is believed again.
 _SUSPICION_S: Final = 1.0
+#: Seconds between two looks while TorchServe does not answer: it is likely to be starting.
+_ABSENT_POLL_S: Final = 0.2
 _FIRST_PAUSE_S: Final = 2.0
 _LONGEST_PAUSE_S: Final = 60.0
 _UNKNOWN_STARTUP_TIMEOUT_S: Final = 300.0
@@ -93,6 +95,7 @@ class Replicas:
         #: None until the control plane has said what it wants: nothing is removed before that.
         self._wanted: dict[str, Wanted] | None = None
         self._known: dict[str, _Status] = {}
+        self._is_reachable = False
         self._wake = asyncio.Event()
         #: Set after the first look: from then on a report tells what really runs.
         self.has_looked = asyncio.Event()
@@ -136,8 +139,9 @@ class Replicas:
                 await self._look()
                 self.has_looked.set()
                 # Not wait_for: on Python 3.11 it swallows a cancel that comes with the event.
+                pause_s = self._poll_s if self._is_reachable else min(_ABSENT_POLL_S, self._poll_s)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_s):
+                    async with asyncio.timeout(pause_s):
                         await self._wake.wait()
         finally:
             for status in self._known.values():
@@ -149,9 +153,11 @@ class Replicas:
             await self._management.renew_keys()
             current = await self._describe_all()
         except (Unavailable, ManagementError) as error:
+            self._is_reachable = False
             for status in self._known.values():
                 self._set(status, pb.Replica.STARTING, str(error))
             return
+        self._is_reachable = True
         for name in {*current, *(self._wanted or {})}:
             if name not in self._known:
                 self._known[name] = _Status(name)

@@ -215,6 +215,17 @@ async def test_a_request_the_handler_refuses_fails_with_its_field(system: System
     assert (done.error.status, done.error.field) == (422, "prompt")
 
 
+async def test_an_answer_that_does_not_stream_is_the_result(system: System) -> None:
+    task, _ = await system.control.book.submit(
+        Submission("ann", "counting", {"input": ["a", "b"]}, 1)
+    )
+
+    done = await system.final(task.id)
+
+    assert done.state is TaskState.SUCCEEDED
+    assert done.result == {"embeddings": [[1.0, 2.0], [1.0, 2.0]], "num_live": 1}
+
+
 async def test_a_task_whose_worker_died_goes_on_after_its_tokens(system: System) -> None:
     task = await system.submit(tokens=60)
     await system.until_tokens(task.id, 5)
