@@ -5,9 +5,11 @@ and leaves its Java child running when it is killed itself. Everything TorchServ
 ``<state>/torchserve``; the ports are free ones, chosen at each start and published to
 ``endpoints.json`` there, from which :mod:`scheduler.torchserve.endpoint` reads them.
 
-A worker is a process group that TorchServe kills with SIGKILL at its head only, so ranks can
-outlive it. They are known by their environment, which nobody else has: the state folder and
-TorchServe's log folder inside it. It knows nothing of models or replicas.
+A worker is a process group that TorchServe kills with SIGKILL at its head only, and that it does
+not take along when it is killed itself. So torchrun is started through a script that ties it to
+TorchServe, as each rank ties itself to torchrun, and what is left all the same is swept. That is
+known by its environment, which nobody else has: the state folder and TorchServe's log folder
+inside it. It knows nothing of models or replicas.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -42,6 +45,13 @@ _HOST: Final = "127.0.0.1"
 _MAIN_CLASS: Final = "org.pytorch.serve.ModelServer"
 #: A unix socket's path has at most 107 bytes, and TorchServe appends "/.ts.sock.29500".
 _MAX_TEMP_CHARS: Final = 80
+#: Has the kernel kill the process when the thread of TorchServe that runs the worker is gone, then
+#: becomes the program it is given. 1 is PR_SET_PDEATHSIG.
+_DIE_WITH_PARENT: Final = (
+    "import ctypes, os, signal, sys; "
+    "ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +104,11 @@ def write_config(state: Path, model_store: Path, base: Path, ports: Ports | None
     ports = ports or free_ports()
     home, temp = folder(state), temp_folder(state)
     shutil.rmtree(temp, ignore_errors=True)
-    for each in (home, home / "logs", home / "metrics", temp, model_store):
+    for each in (home, home / "bin", home / "logs", home / "metrics", temp, model_store):
         each.mkdir(parents=True, exist_ok=True)
     temp.chmod(0o700)
     (home / KEY_FILE).unlink(missing_ok=True)
+    tie_to_parent(home / "bin" / "torchrun", Path(sys.executable).parent / "torchrun")
     generated = "\n".join(_generated_lines(ports, model_store))
     text = base.read_text("utf-8") + "\n# Added at this start:\n" + generated + "\n"
     _write_atomically(home / "config.properties", text)
@@ -112,6 +123,13 @@ def _generated_lines(ports: Ports, model_store: Path) -> Iterator[str]:
         yield f"{name}_address={_HOST}"
         yield f"{name}_port={getattr(ports, name)}"
     yield f"model_store={model_store.absolute()}"
+
+
+def tie_to_parent(script: Path, program: Path) -> None:
+    """Write a script that runs ``program`` and has it killed when whoever started it is gone."""
+    words = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(program)]
+    _write_atomically(script, f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    script.chmod(0o755)
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -153,8 +171,8 @@ def environment(state: Path, given: Mapping[str, str] | None = None) -> dict[str
     """The environment of TorchServe and, since it hands all of it on, of its workers."""
     home, temp = folder(state), temp_folder(state)
     variables = dict(os.environ if given is None else given)
-    # TorchServe finds torchrun on the path.
-    path = [str(Path(sys.executable).parent), variables.get("PATH", os.defpath)]
+    # TorchServe looks for torchrun on the path.
+    path = [str(home / "bin"), str(Path(sys.executable).parent), variables.get("PATH", os.defpath)]
     variables |= {
         "PATH": os.pathsep.join(path),
         "TMPDIR": str(temp),

@@ -16,6 +16,7 @@ from scheduler.torchserve import process
 from scheduler.torchserve.endpoint import Endpoint, NotRunning
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(100)"
+TELLER = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
 
 
 @pytest.fixture
@@ -119,3 +120,20 @@ def test_a_sweep_spares_the_torchserve_that_runs(
 
     assert process.sweep_orphans(state, keep=running.pid) == [orphan.pid]
     assert running.poll() is None
+
+
+def test_a_tied_program_dies_with_whoever_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "tied"
+    process.tie_to_parent(script, Path(sys.executable))
+    start = f"import subprocess; subprocess.run([{str(script)!r}, '-c', {TELLER!r}])"
+    parent = subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    tied = psutil.Process(int(parent.stdout.readline()))
+
+    parent.kill()
+    parent.wait()
+
+    # Both ends of the pipe close when the last of the two is gone.
+    assert parent.stdout.read() == b""
+    parent.stdout.close()
+    assert not tied.is_running() or tied.status() == psutil.STATUS_ZOMBIE
