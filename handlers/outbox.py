@@ -8,10 +8,27 @@ looked costs one frame. It does not know what an answer means beyond that.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from handlers.engines.base import Answer, is_final
-from handlers.wire import Chunk
+from handlers.wire import Chunk, Failure, Finish, Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The whole answer of a one-shot request, as the JSON object to send."""
+
+    body: Mapping[str, Any]
+
+
+#: What an engine produces; a generation gives frames, a one-shot request one document.
+Answer = Frame | Document
+
+
+def is_final(answer: Answer) -> bool:
+    """Whether nothing follows this answer."""
+    return isinstance(answer, Finish | Failure | Document)
 
 
 class Outbox:

@@ -14,50 +14,18 @@ The executable form of this contract is ``tests/contracts/test_engine_contract.p
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from handlers.model_config import ModelConfig
-from handlers.wire import EmbeddingRequest, Failure, Finish, Frame, GenerationRequest
+from handlers.outbox import Answer, Document, is_final
+from handlers.pipeline.place import Place
+from handlers.wire import EmbeddingRequest, GenerationRequest
+
+#: The contract and the types it speaks in.
+__all__ = ["Answer", "Document", "Engine", "Place", "Request", "is_final"]
 
 Request = GenerationRequest | EmbeddingRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """The whole answer of a one-shot request, as the JSON object to send."""
-
-    body: Mapping[str, Any]
-
-
-#: What an engine produces; a generation gives frames, a one-shot request one document.
-Answer = Frame | Document
-
-
-def is_final(answer: Answer) -> bool:
-    """Whether nothing follows this answer."""
-    return isinstance(answer, Finish | Failure | Document)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Which of a replica's processes this is, as torchrun says."""
-
-    #: Position in the whole group, 0 is the one that is given requests.
-    rank: int = 0
-    #: Position among the ranks of this machine; names the device.
-    local_rank: int = 0
-    num_ranks: int = 1
-
-    @classmethod
-    def from_environment(cls) -> Place:
-        """The place torchrun gave this process; without torchrun it is the only one."""
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        rank, local_rank, num_ranks = (os.environ.get(name) for name in names)
-        return cls(int(rank or 0), int(local_rank or 0), int(num_ranks or 1))
 
 
 class Engine(Protocol):

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
-from handlers.engines.base import Place
 from handlers.pipeline.encoder_stage import EncoderStage
+from handlers.pipeline.place import Place
 from handlers.pipeline.ragged import Shape, Step
 from handlers.pipeline.transport import SILENCE_S
 

@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from handlers.engines.base import Place
 from handlers.pipeline import step as steps
+from handlers.pipeline.place import Place
 from handlers.pipeline.step import Step
 
 #: A rank that is silent this long is taken for dead.
