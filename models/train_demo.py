@@ -15,145 +15,60 @@ It knows nothing of how the model is served.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import os
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
+from demo_text import (
+    BOS,
+    EOS,
+    MAX_LENGTH,
+    PAD,
+    VOCAB_SIZE,
+    encode_documents,
+    read_corpus,
+    save_tokenizer,
+    token_bytes,
+    train_tokenizer,
+    whitespace_splits,
+)
+from muon import Muon
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
-
-VOCAB_SIZE = 2048
-PAD, BOS, EOS = 0, 1, 2
-SPECIALS = ("<pad>", "<bos>", "<eos>")
+from torch.nn import functional
+from transformers import GemmaConfig, GemmaForCausalLM
 
 #: Tokens in one optimiser step, whatever the length of the windows they are cut into.
-STEP_TOKENS = 4096
-#: Windows are short, and cheap, until this share of the budget; long afterwards, so that the
-#: model has seen every position it can be asked for.
-SHORT_WINDOW, LONG_WINDOW, LONG_FROM = 256, 1024, 0.85
+STEP_TOKENS = 2048
+SHORT_WINDOW, LONG_WINDOW = 256, MAX_LENGTH
+#: Seconds of training between two checkpoints.
+CHECKPOINT_S = 120.0
 
-#: Folders and files of the standard library that are tests, other programs or tables.
-SKIPPED_FOLDERS = {
-    "test", "tests", "idlelib", "lib2to3", "site-packages", "encodings", "__pycache__",
-}  # fmt: skip
-SKIPPED_FILES = {"html/entities.py"}
 
-#: A line break takes the indentation after it along, so that a prompt that ends in indentation
-#: ends on a whole token. Otherwise a word takes along the one space before it.
-PRETOKENS = (
-    r"[\r\n]\s*| ?[\p{L}\p{M}_]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}_]+|[^\S\r\n]+(?!\S)|\s+"
+class Phase(NamedTuple):
+    """What is trained until a share of the budget is spent."""
+
+    until: float
+    #: Layers that run. The others wait: they add nothing yet, so joining disturbs nothing.
+    num_layers: int
+    #: Tokens in one example.
+    window: int
+
+
+#: A few layers learn most of what a short run can learn, at a third of the price. Windows are
+#: long at the end, so that the model has seen every position it can be asked for.
+PHASES = (
+    Phase(0.6, 2, SHORT_WINDOW),
+    Phase(0.85, 4, SHORT_WINDOW),
+    Phase(0.94, 8, SHORT_WINDOW),
+    Phase(1.0, 8, LONG_WINDOW),
 )
-
-
-# --- corpus ---------------------------------------------------------------------------------
-
-
-class Corpus(NamedTuple):
-    """Texts of whole files."""
-
-    train: list[str]
-    held_out: list[str]
-
-
-def read_corpus() -> Corpus:
-    """Read the standard library; one file in twenty, by the hash of its path, is held out."""
-    root = Path(sysconfig.get_path("stdlib"))
-    corpus = Corpus([], [])
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        if SKIPPED_FOLDERS.intersection(name.split("/")) or name in SKIPPED_FILES:
-            continue
-        digest = hashlib.sha256(name.encode()).digest()
-        part = corpus.held_out if digest[0] % 20 == 0 else corpus.train
-        part.append(path.read_text(encoding="utf-8", errors="replace"))
-    return corpus
-
-
-# --- tokenizer ------------------------------------------------------------------------------
-
-
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Learn a byte-level BPE: any text comes back from its tokens as it was."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=[AddedToken(token, special=True) for token in SPECIALS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
-    )
-    return tokenizer
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the files that both ``tokenizers`` and ``AutoTokenizer`` load."""
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        padding_side="left",
-        model_max_length=LONG_WINDOW,
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
-
-
-def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
-    """Join documents with ``<eos>``.
-
-    Returns:
-        int64 of shape (tokens,), without any ``<bos>``.
-    """
-    ids: list[int] = []
-    for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
-        ids += [*encoding.ids, EOS]
-    return torch.tensor(ids)
-
-
-def token_bytes(tokenizer: Tokenizer) -> Tensor:
-    """Count the bytes of text each token stands for; a special token stands for none.
-
-    Returns:
-        int64 of shape (VOCAB_SIZE,).
-    """
-    # A byte-level token is spelt with one character per byte.
-    lengths = [len(tokenizer.id_to_token(i)) for i in range(VOCAB_SIZE)]
-    return torch.tensor([0] * len(SPECIALS) + lengths[len(SPECIALS) :])
-
-
-def whitespace_splits(tokenizer: Tokenizer) -> Tensor:
-    """For each token that begins with a space or line break: the token of what follows it.
-
-    Returns:
-        int64 of shape (VOCAB_SIZE, 2): the two halves, or (-1, -1) for a token that stays whole.
-    """
-    splits = torch.full((VOCAB_SIZE, 2), -1)
-    for token, index in tokenizer.get_vocab().items():
-        rest = tokenizer.token_to_id(token[1:]) if token[0] in "ĠĊ" and len(token) > 1 else None
-        if rest is not None:
-            splits[index] = torch.tensor([tokenizer.token_to_id(token[0]), rest])
-    return splits
 
 
 # --- model ----------------------------------------------------------------------------------
@@ -169,13 +84,22 @@ def demo_config() -> GemmaConfig:
         num_attention_heads=4,
         num_key_value_heads=1,
         head_dim=64,
-        max_position_embeddings=LONG_WINDOW,
+        max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
         initializer_range=0.02,
         pad_token_id=PAD,
         bos_token_id=BOS,
         eos_token_id=EOS,
     )
+
+
+def build_model() -> GemmaForCausalLM:
+    """Build a model whose layers begin by adding nothing, which makes the first steps count."""
+    model = GemmaForCausalLM(demo_config())
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            nn.init.zeros_(parameter)
+    return model
 
 
 def token_losses(model: nn.Module, windows: Tensor) -> Tensor:
@@ -187,13 +111,14 @@ def token_losses(model: nn.Module, windows: Tensor) -> Tensor:
     Returns:
         Losses in nats, of shape (batch, length).
     """
-    logits = model(windows[:, :-1], use_cache=False).logits
-    return F.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none")
+    logits = model(windows[:, :-1], use_cache=False).logits.flatten(0, 1)
+    losses = functional.cross_entropy(logits, windows[:, 1:].flatten(), reduction="none")
+    return losses.view(len(windows), -1)
 
 
 def with_bos(windows: Tensor) -> Tensor:
     """Put ``<bos>`` before each window, as a served prompt has it."""
-    return F.pad(windows, (1, 0), value=BOS)
+    return functional.pad(windows, (1, 0), value=BOS)
 
 
 class HeldOutLoss(NamedTuple):
@@ -212,53 +137,15 @@ def evaluate(
     windows = stream[: len(stream) // length * length].view(-1, length)
     windows = windows[:: math.ceil(len(windows) / (max_windows or len(windows)))]
     training, _ = model.training, model.eval()
-    nats = sum(token_losses(model, with_bos(part)).sum().item() for part in windows.split(8))
+    nats = 0.0
+    for first in range(0, len(windows), 8):
+        nats += token_losses(model, with_bos(windows[first : first + 8])).sum().item()
     model.train(training)
     num_bytes = int(token_bytes(tokenizer)[windows].sum())
     return HeldOutLoss(nats / windows.numel(), nats / math.log(2) / num_bytes)
 
 
 # --- optimiser ------------------------------------------------------------------------------
-
-
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring all singular values near 1 by a quintic Newton-Schulz iteration.
-
-    Args:
-        matrices: shape (count, rows, columns).
-    """
-    tall = matrices.size(1) > matrices.size(2)
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for matrices. All matrices of a group have the same shape.
-
-    ``torch.optim.Muon`` does the same in bfloat16, one matrix at a time, which is many times
-    slower on a CPU without bfloat16 arithmetic.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95) -> None:
-        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": 0.1})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure here
-        for group in self.param_groups:
-            params, momentum = group["params"], group["momentum"]
-            gradient = torch.stack([p.grad for p in params])
-            state = self.state[params[0]]
-            average = state.setdefault("average", torch.zeros_like(gradient))
-            average.lerp_(gradient, 1 - momentum)
-            update = orthogonalise(gradient.lerp(average, momentum))
-            scale = max(1.0, gradient.size(1) / gradient.size(2)) ** 0.5
-            for param, change in zip(params, update, strict=True):
-                param.mul_(1 - group["lr"] * group["weight_decay"])
-                param.add_(change, alpha=-group["lr"] * scale)
 
 
 def build_optimisers(model: nn.Module) -> tuple[Muon, torch.optim.AdamW]:
@@ -270,9 +157,9 @@ def build_optimisers(model: nn.Module) -> tuple[Muon, torch.optim.AdamW]:
             shapes.setdefault(param.shape, []).append(param)
         else:
             others.append(param)
-    muon = Muon([{"params": params, "peak_lr": 0.02} for params in shapes.values()])
+    muon = Muon([{"params": params, "peak_lr": 0.03} for params in shapes.values()])
     adamw = torch.optim.AdamW(
-        [{"params": others, "peak_lr": 3e-3}], betas=(0.9, 0.95), weight_decay=0.0
+        [{"params": others, "peak_lr": 8e-3}], betas=(0.9, 0.95), weight_decay=0.0
     )
     return muon, adamw
 
@@ -298,8 +185,8 @@ def random_windows(stream: Tensor, length: int, generator: torch.Generator) -> I
         cut = stream[offset:]
         windows = cut[: len(cut) // length * length].view(-1, length)
         order = torch.randperm(len(windows), generator=generator)
-        for chosen in order.split(batch)[:-1]:
-            yield windows[chosen]
+        for first in range(0, len(windows) - batch + 1, batch):
+            yield windows[order[first : first + batch]]
 
 
 def split_some_spaces(
@@ -329,7 +216,7 @@ class Trainer:
     #: Seconds trained so far, earlier runs included; evaluating and saving do not count.
     elapsed_s: float = 0.0
     num_steps: int = 0
-    #: Running mean of the loss over about fifty steps, in nats per token.
+    #: Running mean of the loss over about a hundred steps, in nats per token, some spaces split.
     loss: float = math.log(VOCAB_SIZE)
 
     @property
@@ -337,9 +224,16 @@ class Trainer:
         """The share of the budget that is spent."""
         return self.elapsed_s / self.budget_s
 
-    def train_until(self, progress: float, length: int) -> None:
-        """Train on windows of ``length`` tokens until that share of the budget is spent."""
-        batches = random_windows(self.stream, length, self.generator)
+    def train_until(self, progress: float) -> None:
+        """Train until that share of the budget is spent."""
+        while self.progress < progress:
+            phase = next(phase for phase in PHASES if self.progress < phase.until)
+            self._train_phase(phase, min(progress, phase.until))
+
+    def _train_phase(self, phase: Phase, progress: float) -> None:
+        # The model runs as many of its layers as its configuration says.
+        self.model.config.num_hidden_layers = phase.num_layers
+        batches = random_windows(self.stream, phase.window, self.generator)
         while self.progress < progress:
             started_at = time.monotonic()
             self._step(with_bos(next(batches)))
@@ -356,7 +250,7 @@ class Trainer:
             optimiser.step()
             optimiser.zero_grad()
         self.num_steps += 1
-        self.loss += 0.02 * (loss.item() - self.loss)
+        self.loss += 0.01 * (loss.item() - self.loss)
 
     def save(self, path: Path) -> None:
         """Replace the checkpoint at once, so that an interruption leaves the earlier one."""
@@ -386,7 +280,7 @@ def save_model(model: GemmaForCausalLM, tokenizer: Tokenizer, folder: Path) -> N
     """Write configuration, bfloat16 weights and tokenizer; ``model`` keeps its precision."""
     half = GemmaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
-    half.to(torch.bfloat16).save_pretrained(folder)
+    half.bfloat16().save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
 
 
@@ -403,35 +297,39 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def report(trainer: Trainer, loss: HeldOutLoss) -> None:
+    """Print one line about the run so far."""
+    print(
+        f"{trainer.elapsed_s / 60:5.1f} min, step {trainer.num_steps}: "
+        f"train {trainer.loss:.3f}, held-out {loss.nats_per_token:.3f} nats per token, "
+        f"{loss.bits_per_byte:.3f} bits per byte",
+        flush=True,
+    )
+
+
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     generator = torch.Generator().manual_seed(arguments.seed)
+
     corpus = read_corpus()
     tokenizer = train_tokenizer(corpus.train)
     held_out = encode_documents(tokenizer, corpus.held_out)
     stream = encode_documents(tokenizer, corpus.train)
     stream = split_some_spaces(stream, whitespace_splits(tokenizer), 0.05, generator)
-    model = GemmaForCausalLM(demo_config())
-    budget_s = arguments.minutes * 60
+
+    model, budget_s = build_model(), arguments.minutes * 60
     trainer = Trainer(model, stream, budget_s, generator, build_optimisers(model))
     if arguments.resume:
         trainer.load(arguments.checkpoint)
     print(f"{model.num_parameters()} parameters, {len(stream)} tokens to train on", flush=True)
-    stops = max(int(arguments.minutes / 2), 4)
-    for stop in range(1, stops + 1):
-        length = SHORT_WINDOW if stop / stops <= LONG_FROM else LONG_WINDOW
-        trainer.train_until(stop / stops, length)
+    while trainer.progress < 1.0:
+        trainer.train_until(min(trainer.progress + CHECKPOINT_S / budget_s, 1.0))
         trainer.save(arguments.checkpoint)
-        loss = evaluate(model, tokenizer, held_out, max_windows=None if stop == stops else 32)
-        print(
-            f"{trainer.elapsed_s / 60:5.1f} min, step {trainer.num_steps}: "
-            f"train {trainer.loss:.3f}, held-out {loss.nats_per_token:.3f} nats per token, "
-            f"{loss.bits_per_byte:.3f} bits per byte",
-            flush=True,
-        )
+        report(trainer, evaluate(model, tokenizer, held_out, max_windows=32))
     save_model(model, tokenizer, arguments.out)
+    report(trainer, evaluate(model, tokenizer, held_out))
 
 
 if __name__ == "__main__":
