@@ -10,6 +10,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from scheduler.clock import Clock
 from scheduler.errors import StartupError
 from scheduler.settings import Settings
 
+DISTRIBUTION = "plait"
+PACKAGES = ("handlers", "scheduler")
 _POLL_S = 0.25
 
 
 def check(settings: Settings) -> None:
-    """Refuse to start when a port is taken or a folder cannot be used.
+    """Refuse to start when a name or port is taken or a folder cannot be used.
 
     Raises:
         StartupError: names the port or folder, and the option to change it with.
     """
+    check_names(packages_distributions())
     for port, option in ((settings.http_port, "http-port"), (settings.grpc_port, "grpc-port")):
         check_port(settings.host, port, option)
     if not settings.model_configs.is_dir():
@@ -42,6 +46,22 @@ def check(settings: Settings) -> None:
         probe.unlink()
     except OSError as error:
         raise StartupError(f"cannot write to the state folder {settings.state}: {error}") from error
+
+
+def check_names(owners: Mapping[str, Sequence[str]]) -> None:
+    """Refuse an environment in which another distribution owns one of our package names.
+
+    They are common words, and whoever comes first on the path would be imported.
+
+    Raises:
+        StartupError: names the distribution and the package.
+    """
+    for package in PACKAGES:
+        if others := sorted(set(owners.get(package, ())) - {DISTRIBUTION}):
+            raise StartupError(
+                f"{', '.join(others)} also installs a package called {package!r}; "
+                "give Plait an environment of its own"
+            )
 
 
 def check_port(host: str, port: int, option: str) -> None:
