@@ -228,6 +228,7 @@ def _client(address: str | None, grpc_address: str | None = None, tenant: str = 
         address or f"http://{chosen.host}:{chosen.http_port}",
         grpc_address or f"{chosen.host}:{chosen.grpc_port}",
         tenant=tenant,
+        tell=lambda words: _err.print(f"plait: {words}", highlight=False, markup=False),
     )
 
 

@@ -7,11 +7,15 @@ from typing import Any
 
 from rich.table import Table
 
+#: Columns whose values must stay in one piece.
+_MIN_WIDTHS = {"TASK": 26, "REPLICA": 12}
+
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column)
+        # Ids and names are there to be copied: a narrow terminal wraps, it does not cut them.
+        table.add_column(column, overflow="fold", min_width=_MIN_WIDTHS.get(column))
     return table
 
 

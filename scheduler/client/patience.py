@@ -23,11 +23,14 @@ class Patience:
     def __init__(
         self,
         total_s: float,
+        tell: Callable[[str], None] = lambda _words: None,
         clock: Clock | None = None,
         sleep: Callable[[float], None] = time.sleep,
         draw: Callable[[], float] = random.random,
     ) -> None:
+        """``tell`` hears at the beginning of each silence what is the matter."""
         self._total_s = total_s
+        self._tell = tell
         self._clock = clock or SystemClock()
         self._sleep = sleep
         self._draw = draw
@@ -38,10 +41,12 @@ class Patience:
         self._since: float | None = None
         self._pause_s = FIRST_PAUSE_S
 
-    def pause(self) -> bool:
+    def pause(self, problem: str = "") -> bool:
         """Wait before the next try; False, at once, when patience has run out."""
         now = self._clock.monotonic()
-        self._since = now if self._since is None else self._since
+        if self._since is None:
+            self._since = now
+            self._tell(f"{problem}; trying again for {self._total_s:.0f} s")
         left_s = self._since + self._total_s - now
         if left_s <= 0:
             return False

@@ -7,7 +7,7 @@ repeated while nobody answers or the store refuses, until patience runs out.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 from urllib.parse import quote
 
@@ -31,9 +31,12 @@ _BROKEN: Final = (
 class Rest:
     """A client of one gateway, for one tenant."""
 
-    def __init__(self, address: str, tenant: str, patience_s: float) -> None:
+    def __init__(
+        self, address: str, tenant: str, patience_s: float, tell: Callable[[str], None]
+    ) -> None:
         self._address = address.rstrip("/")
         self._patience_s = patience_s
+        self._tell = tell
         self._session = requests.Session()
         self._session.headers["X-Plait-Tenant"] = tenant
 
@@ -125,16 +128,18 @@ class Rest:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        patience = Patience(self._patience_s)
+        patience = Patience(self._patience_s, self._tell)
         while True:
             try:
                 return self._once(method, path, body, query)
             except _BROKEN as error:
-                problem = Unreachable(f"nobody answers at {self._address}: {error}")
-                if not patience.pause():
-                    raise problem from error
+                problem = f"nobody answers at {self._address}"
+                if not patience.pause(problem):
+                    raise Unreachable(f"{problem}: {_reason(error)}") from error
             except ApiError as error:
-                if error.status != 503 or error.type in _LASTING or not patience.pause():
+                if error.status != 503 or error.type in _LASTING:
+                    raise
+                if not patience.pause(error.message):
                     raise
 
     def _once(
@@ -159,6 +164,14 @@ class Rest:
         message = str(document.get("message", answer.reason))
         type_, field = str(document.get("type", "")), str(document.get("field", ""))
         raise ApiError(answer.status_code, type_, message, field)
+
+
+def _reason(error: Exception) -> str:
+    """What the network said, without the layers it came through."""
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    return str(cause)
 
 
 def _part(value: str) -> str:

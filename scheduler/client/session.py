@@ -6,7 +6,7 @@ connection nor a restart of the control plane is seen by who reads the text.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,9 +31,11 @@ class Client(Rest):
         *,
         tenant: str = "default",
         patience_s: float = DEFAULT_PATIENCE_S,
+        tell: Callable[[str], None] = lambda _words: None,
     ) -> None:
-        super().__init__(address, tenant, patience_s)
-        self._watcher = Watcher(grpc_address, tenant, patience_s)
+        """``tell`` hears, in words for a person, whenever this client begins to try again."""
+        super().__init__(address, tenant, patience_s, tell)
+        self._watcher = Watcher(grpc_address, tenant, patience_s, tell)
 
     def __enter__(self) -> Self:
         return self

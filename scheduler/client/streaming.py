@@ -9,7 +9,7 @@ waits in a queue is no reason.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -60,10 +60,13 @@ class State:
 class Watcher:
     """Follows tasks of one tenant at one gateway."""
 
-    def __init__(self, target: str, tenant: str, patience_s: float) -> None:
+    def __init__(
+        self, target: str, tenant: str, patience_s: float, tell: Callable[[str], None]
+    ) -> None:
         self._target = target
         self._tenant = tenant
         self._patience_s = patience_s
+        self._tell = tell
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         self._stub = TaskServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -80,7 +83,7 @@ class Watcher:
             ApiError: there is no such task, or the cursor is beyond its end.
             Unreachable: patience ran out; the task goes on.
         """
-        patience = Patience(self._patience_s)
+        patience = Patience(self._patience_s, self._tell)
         while True:
             try:
                 for event in self._attach(task_id, cursor):
@@ -95,7 +98,7 @@ class Watcher:
                 lost: Exception = ConnectionError("the stream ended before the task did")
             except grpc.RpcError as error:
                 lost = _unless_final(error)
-            if not patience.pause():
+            if not patience.pause(f"the stream from {self._target} broke"):
                 message = f"nobody answers at {self._target}; task {task_id} was not taken back"
                 raise Unreachable(f"{message}: {lost}") from lost
 

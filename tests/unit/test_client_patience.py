@@ -19,7 +19,8 @@ class Waiter:
     def __init__(self, total_s: float, draw: float = 0.5) -> None:
         self.clock = ManualClock()
         self.pauses: list[float] = []
-        self.patience = Patience(total_s, self.clock, self._sleep, lambda: draw)
+        self.told: list[str] = []
+        self.patience = Patience(total_s, self.told.append, self.clock, self._sleep, lambda: draw)
 
     def _sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -34,6 +35,20 @@ def test_pauses_grow_up_to_the_longest() -> None:
 
     assert waiter.pauses[:4] == [0.1, 0.2, 0.4, 0.8]
     assert waiter.pauses[-1] == LONGEST_PAUSE_S
+
+
+def test_a_person_is_told_once_a_silence() -> None:
+    waiter = Waiter(60)
+    waiter.patience.pause("nobody answers")
+    waiter.patience.pause("nobody answers")
+    waiter.patience.renew()
+
+    waiter.patience.pause("the stream broke")
+
+    assert waiter.told == [
+        "nobody answers; trying again for 60 s",
+        "the stream broke; trying again for 60 s",
+    ]
 
 
 @pytest.mark.parametrize(("draw", "first"), [(0.0, 0.05), (1.0, 0.15)])
