@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 from scheduler import moves
 from scheduler.clock import Clock
-from scheduler.errors import InvalidRequest
+from scheduler.errors import InvalidRequest, PlaitError, StoreUnavailable
 from scheduler.fair_queue import FairQueue
 from scheduler.ids import IdSource
 from scheduler.moves import Change, Outcome, Rules
 from scheduler.policies import virtual_time
-from scheduler.result.stream import Watchers
+from scheduler.result.stream import News, Watcher, Watchers
 from scheduler.stores.base import Store, Transaction
 from scheduler.task import (
     Attempt,
@@ -42,6 +42,8 @@ SWEEP_BATCH = 500
 WATCH_PAGE = 1000
 #: A weight may be a thousandth to a thousandfold of the ordinary one.
 MAX_WEIGHT_PERMILLE = 1_000_000
+#: Seconds until a watcher tries again to read from a store that refused.
+STORE_PAUSE_S = 0.2
 
 
 class TaskBook:
@@ -221,16 +223,13 @@ class TaskBook:
         try:
             while True:
                 if watcher.is_behind:
-                    watcher.catch_up()
-                    page = partial(_page, task_id=task_id, cursor=cursor)
-                    task, chunks = await self._store.read(page)
-                    if cursor + len(chunks) < task.num_chunks:
-                        watcher.fall_behind()
-                elif (news := await watcher.next()) is not None:
-                    task, chunks = news
-                    chunks = tuple(chunk for chunk in chunks if chunk.seq >= cursor)
+                    news = await self._catch_up(watcher, cursor, is_first=last < 0)
                 else:
+                    news = await watcher.next()
+                if news is None:
                     continue
+                task = news[0]
+                chunks = [chunk for chunk in news[1] if chunk.seq >= cursor]
                 is_news = last < 0 or (_step(task) > last and not task.state.is_final)
                 last = max(last, _step(task))
                 if is_news:
@@ -243,6 +242,22 @@ class TaskBook:
                     return
         finally:
             self._watchers.detach(watcher)
+
+    async def _catch_up(self, watcher: Watcher, cursor: int, *, is_first: bool) -> News | None:
+        """What the journal has from ``cursor`` on; None when it cannot be read just now."""
+        watcher.catch_up()
+        page = partial(_page, task_id=watcher.task_id, cursor=cursor)
+        try:
+            task, chunks = await self._store.read(page)
+        except StoreUnavailable:
+            if is_first:
+                raise
+            watcher.fall_behind()
+            await asyncio.sleep(STORE_PAUSE_S)
+            return None
+        if cursor + len(chunks) < task.num_chunks:
+            watcher.fall_behind()
+        return task, chunks
 
     # -- operator's data
 
@@ -280,10 +295,21 @@ class TaskBook:
 
     async def _run(self, command: Callable[[Transaction], Outcome[T]]) -> T:
         # Shielded: a caller that goes away must not keep watchers from hearing what was committed.
-        return await asyncio.shield(asyncio.ensure_future(self._commit(command)))
+        commit = asyncio.ensure_future(self._commit(command))
+        try:
+            return await asyncio.shield(commit)
+        except asyncio.CancelledError:
+            commit.add_done_callback(_take_note)
+            raise
 
     async def _commit(self, command: Callable[[Transaction], Outcome[T]]) -> T:
-        outcome = await self._store.run(command)
+        try:
+            outcome = await self._store.run(command)
+        except StoreUnavailable:
+            # It may be on disk all the same, and then a repeat changes nothing: nobody would tell
+            # watchers what the first one did. So they look for themselves.
+            self._watchers.doubt()
+            raise
         for change in outcome.changes:
             self._tell(change)
         return outcome.value
@@ -298,6 +324,14 @@ class TaskBook:
         if change.ended_lease is not None:
             for lease_ended in self._lease_ended_listeners:
                 loop.call_soon(lease_ended, change.ended_lease)
+
+
+def _take_note(commit: asyncio.Future[Any]) -> None:
+    """A refusal whose caller has gone concerns nobody; a bug is still the loop's to report."""
+    error = None if commit.cancelled() else commit.exception()
+    if error is not None and not isinstance(error, PlaitError):
+        context = {"message": "a command failed whose caller has gone", "exception": error}
+        commit.get_loop().call_exception_handler(context)
 
 
 def _page(tx: Transaction, task_id: str, cursor: int) -> tuple[Task, tuple[JournalChunk, ...]]:

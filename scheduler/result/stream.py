@@ -41,6 +41,7 @@ class Watcher:
         """Forget the mailbox; the journal has it all."""
         self.is_behind = True
         self._mailbox.clear()
+        self._has_news.set()
 
     def catch_up(self) -> None:
         """Collect news from now on. To be called before the journal is read: what happens in
@@ -76,6 +77,12 @@ class Watchers:
     def tell(self, task: Task, chunks: tuple[JournalChunk, ...]) -> None:
         for watcher in self._by_task.get(task.id, ()):
             watcher.tell(task, chunks)
+
+    def doubt(self) -> None:
+        """Something may have happened to any task: let every watcher read the journal."""
+        for watchers in self._by_task.values():
+            for watcher in watchers:
+                watcher.fall_behind()
 
     def __repr__(self) -> str:
         num_watchers = sum(map(len, self._by_task.values()))
