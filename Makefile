@@ -38,7 +38,9 @@ run: $(SERVE)  ## start everything with the demo model, on a CPU; Ctrl-C stops i
 	@$(BIN)/plait up $(ARGS)
 
 test: $(DEV)  ## every test: unit, contracts, properties, integration, acceptance, docs, packaging
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/acceptance $(ARGS)
+	@# By itself: it keeps a whole Plait running, which would slow all others.
+	$(BIN)/python -m pytest tests/acceptance $(ARGS)
 
 unit: $(DEV)  ## the quick tests: no sockets, no disk, no torch
 	$(BIN)/python -m pytest tests/unit $(ARGS)
