@@ -7,6 +7,7 @@ is under way goes into the next one together. Leases do not wait for each other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import Callable
@@ -26,6 +27,10 @@ log = structlog.get_logger(__name__)
 
 _STORE_PAUSE_S: Final = 0.2
 _numbers = itertools.count(1)
+
+
+class _OutOfStep(PlaitError):
+    """A chunk came that does not follow those on disk."""
 
 
 @dataclass(slots=True)
@@ -97,10 +102,13 @@ class Link:
         except StaleLease as stale:
             self.send(messages.cancel(lease.task_id, lease.fence, str(stale)))
             self._lease_ended(self.runner_id, lease)
-        except (PlaitError, ValueError) as error:
+        except PlaitError as error:
             # The two ends disagree on what is on disk; a new hello settles it.
             log.error("runner_out_of_step", task_id=lease.task_id, error=str(error))
             self.close()
+        except Exception as error:
+            log.exception("output_not_written", task_id=lease.task_id, fence=lease.fence)
+            await self._give_back(lease, error)
         finally:
             inbox.writer = None
             self._inboxes.pop(lease, None)
@@ -109,7 +117,7 @@ class Link:
         chunks, outcome = tuple(inbox.chunks), inbox.outcome
         next_seq = 0
         if chunks:
-            next_seq = await self._book.append(lease.task_id, lease.fence, chunks)
+            next_seq = await self._append(lease, chunks)
             del inbox.chunks[: len(chunks)]
         if outcome is not None and not inbox.chunks:
             await self._conclude(lease, outcome)
@@ -118,6 +126,20 @@ class Link:
             self._lease_ended(self.runner_id, lease)
         else:
             self._acknowledge(lease, next_seq)
+
+    async def _append(self, lease: LeaseKey, chunks: tuple[JournalChunk, ...]) -> int:
+        try:
+            return await self._book.append(lease.task_id, lease.fence, chunks)
+        except ValueError as gap:
+            raise _OutOfStep(str(gap)) from gap
+
+    async def _give_back(self, lease: LeaseKey, error: Exception) -> None:
+        """What cannot be written now cannot be later: the attempt is lost, and nothing hangs."""
+        reason = f"what it sent could not be written down: {type(error).__name__}"
+        with contextlib.suppress(StaleLease, StoreUnavailable):  # then the lease just runs out
+            await self._book.release(lease.task_id, lease.fence, reason)
+        self.send(messages.cancel(lease.task_id, lease.fence, reason))
+        self._lease_ended(self.runner_id, lease)
 
     async def _conclude(self, lease: LeaseKey, outcome: pb.RunnerMessage) -> None:
         if outcome.WhichOneof("body") == "release":

@@ -23,7 +23,7 @@ from scheduler.cluster_view import NodeView
 from scheduler.dispatcher import messages
 from scheduler.dispatcher.link import Link
 from scheduler.dispatcher.sessions import LeaseKey, Sessions, Slot
-from scheduler.errors import StaleLease, StoreUnavailable, TaskNotFound
+from scheduler.errors import StaleLease, StoreUnavailable, TaskNotFound, Unavailable
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.task import Grant, Task
@@ -45,6 +45,8 @@ SERVER_OPTIONS: Final = (
 _STORE_PAUSE_S: Final = 0.2
 #: Leases' terms a lost runner's replicas are still counted for.
 _TERMS_UNTIL_FORGOTTEN: Final = 3
+#: Part of a lease's term without a sweep after which leases may have run out through our fault.
+_AWAY_TERMS: Final = 0.5
 
 
 class Dispatcher(rpc.RunnerServiceServicer):
@@ -66,6 +68,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._sweep_s = sweep_s
         self._sessions = Sessions()
         self._links: dict[str, Link] = {}
+        #: Streams whose hello is being answered, the newest of each runner.
+        self._arriving: dict[str, Link] = {}
         self._wanted: dict[str, pb.DesiredReplicas] = {}
         self._woken: set[str] = set()
         self._wake = asyncio.Event()
@@ -97,6 +101,10 @@ class Dispatcher(rpc.RunnerServiceServicer):
         if self._wanted.get(runner_id) == wanted:
             return
         self._wanted[runner_id] = wanted
+        # From now on nothing is granted to what is to go: a grant sent before this message is work
+        # in flight when the runner reads it, and one sent after it would be lost.
+        self._sessions.want(runner_id, {r.name: tuple(r.device_ids) for r in replicas})
+        self._awaken_all()
         if (link := self._links.get(runner_id)) is not None:
             link.send(pb.ControlMessage(desired_replicas=wanted))
 
@@ -115,10 +123,14 @@ class Dispatcher(rpc.RunnerServiceServicer):
         """One runner session, from hello to the end of the stream."""
         hello = await self._expect_hello(request_iterator, context)
         link = Link(hello, self._book, self._lease_is_over)
+        self._arriving[hello.runner_id] = link
         try:
             link.send(await self._welcome(hello, link))
-        except StoreUnavailable as error:
+        except Unavailable as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        finally:
+            if self._arriving.get(hello.runner_id) is link:
+                del self._arriving[hello.runner_id]
         self._admit(hello, link)
         reader = asyncio.create_task(self._read(link, request_iterator), name="runner stream")
         try:
@@ -155,6 +167,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         held = [(lease.task_id, lease.fence) for lease in hello.held]
         lost = set(await self._book.renew(hello.runner_id, held))
         held = [key for key in held if key not in lost]
+        self._check_newest(hello, link)
         reason = "the runner no longer has it"
         released = await self._book.release_others(hello.runner_id, held, reason)
         kept, leases = [], {}
@@ -164,6 +177,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
                 kept.append(messages.ack(task_id, fence, next_seq=task.num_chunks))
                 leases[LeaseKey(task_id, fence)] = task.replica or ""
         views = messages.replica_views(hello.replicas)
+        self._check_newest(hello, link)
         self._sessions.opened(
             hello.runner_id, link.connection, hello.node, hello.num_devices, views, leases
         )
@@ -180,13 +194,17 @@ class Dispatcher(rpc.RunnerServiceServicer):
         )
         return pb.ControlMessage(welcome=welcome)
 
+    def _check_newest(self, hello: pb.Hello, link: Link) -> None:
+        """Of two hellos that cross, the newer counts, whichever is answered first."""
+        if self._arriving.get(hello.runner_id) is not link:
+            raise Unavailable("a newer stream of this runner has taken the place of this one")
+
     def _admit(self, hello: pb.Hello, link: Link) -> None:
         """From here on the runner is granted tasks."""
         self._links[hello.runner_id] = link
         if (wanted := self._wanted.get(hello.runner_id)) is not None:
             link.send(pb.ControlMessage(desired_replicas=wanted))
-        for model in self._sessions.models():
-            self._awaken(model)
+        self._awaken_all()
         self._tell_nodes_changed()
 
     def _dismiss(self, link: Link) -> None:
@@ -209,6 +227,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
                         link.finished(message.release.task_id, message.release.fence, message)
                     case "heartbeat":
                         await self._beat(link, message.heartbeat)
+        except (ValueError, TypeError) as error:
+            log.error("runner_not_understood", runner=link.runner_id, error=str(error))
         finally:
             link.close()
 
@@ -236,6 +256,10 @@ class Dispatcher(rpc.RunnerServiceServicer):
     def _awaken(self, model: str) -> None:
         self._woken.add(model)
         self._wake.set()
+
+    def _awaken_all(self) -> None:
+        for model in self._sessions.models():
+            self._awaken(model)
 
     async def _dispatch(self) -> None:
         while True:
@@ -265,8 +289,11 @@ class Dispatcher(rpc.RunnerServiceServicer):
         link = self._links.get(slot.runner_id)
         is_leased = self._sessions.leased(slot, LeaseKey(task.id, task.fence))
         if link is None or not is_leased:
-            with contextlib.suppress(StaleLease):
-                await self._book.release(task.id, task.fence, "the runner left before it was told")
+            reason = "its runner or its replica left before it was told"
+            try:
+                await self._book.release(task.id, task.fence, reason)
+            except (StaleLease, StoreUnavailable) as error:
+                log.warning("grant_not_released", task_id=task.id, error=str(error))
             return
         link.send(messages.grant(granted, slot.replica))
         log.info(
@@ -281,8 +308,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
 
     def _lease_is_over(self, runner_id: str, lease: LeaseKey) -> None:
         self._sessions.ended(runner_id, lease)
-        for model in self._sessions.models():
-            self._awaken(model)
+        self._awaken_all()
 
     def _lease_was_ended(self, task: Task) -> None:
         """The book ended a lease itself: its holder is to stop."""
@@ -307,18 +333,36 @@ class Dispatcher(rpc.RunnerServiceServicer):
                 return
 
     async def _sweep(self) -> None:
+        swept_at = self._clock.now()
         while True:
             await asyncio.sleep(self._sweep_s)
-            forgotten = self._clock.monotonic() - _TERMS_UNTIL_FORGOTTEN * self._lease_ttl_s
-            if self._sessions.forget_lost(forgotten):
-                self._tell_nodes_changed()
+            self._forget_lost()
+            away_s = self._clock.now() - swept_at - self._sweep_s
             try:
+                if away_s > self._lease_ttl_s * _AWAY_TERMS:
+                    # The store refused, or this process or its machine stood still: the runners
+                    # could not renew their leases, and have gone on working.
+                    log.warning("leases_extended", away_s=round(away_s, 1))
+                    await self._book.extend_all()
                 ended = await self._book.sweep()
+                waiting = await self._book.depth()
             except StoreUnavailable as error:
                 log.warning("store_refused", error=str(error))
                 continue
+            swept_at = self._clock.now()
             if ended:
                 log.warning("leases_swept", num_tasks=len(ended))
+            # Whatever was not announced (a commit in doubt) does not wait for ever.
+            for model in waiting:
+                self._awaken(model)
+
+    def _forget_lost(self) -> None:
+        lost_before = self._clock.monotonic() - _TERMS_UNTIL_FORGOTTEN * self._lease_ttl_s
+        forgotten = self._sessions.forget_lost(lost_before)
+        for runner_id in forgotten:
+            self._wanted.pop(runner_id, None)
+        if forgotten:
+            self._tell_nodes_changed()
 
     def _tell_nodes_changed(self) -> None:
         for listener in self._listeners:

@@ -7,7 +7,7 @@ because it is always a little old. Moments are handed in; this reads no clock an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from scheduler.cluster_view import READY, NodeView, ReplicaView
@@ -53,6 +53,8 @@ class Sessions:
 
     def __init__(self) -> None:
         self._runners: dict[str, _Runner] = {}
+        #: Devices by replica that should run, by runner; a runner without an entry keeps what runs.
+        self._wanted: dict[str, Mapping[str, tuple[int, ...]]] = {}
 
     def __repr__(self) -> str:
         connected = sum(r.lost_at is None for r in self._runners.values())
@@ -74,6 +76,10 @@ class Sessions:
             runner_id, connection, node, num_devices, shown, dict(leases)
         )
 
+    def want(self, runner_id: str, replicas: Mapping[str, tuple[int, ...]]) -> None:
+        """What a runner should run, and on which devices; nothing else of it takes tasks."""
+        self._wanted[runner_id] = dict(replicas)
+
     def closed(self, runner_id: str, connection: str, now: float) -> None:
         """A stream broke. Nothing changes when a newer one has taken its place."""
         runner = self._runners.get(runner_id)
@@ -89,6 +95,7 @@ class Sessions:
         ]
         for runner_id in gone:
             del self._runners[runner_id]
+            self._wanted.pop(runner_id, None)
         return gone
 
     def reported(self, runner_id: str, replicas: Sequence[ReplicaView]) -> set[str]:
@@ -103,9 +110,13 @@ class Sessions:
         return {(after.get(name) or before[name]).model for name in changed}
 
     def leased(self, slot: Slot, lease: LeaseKey) -> bool:
-        """Note a lease that was claimed for a slot; False when that session is no longer there."""
+        """Note a lease that was claimed for a slot; False when that session is no longer there, or
+        its replica is to go."""
         runner = self._runners.get(slot.runner_id)
         if runner is None or runner.connection != slot.connection or runner.lost_at is not None:
+            return False
+        replica = runner.replicas.get(slot.replica)
+        if replica is None or not self._is_wanted(runner, replica):
             return False
         runner.leases[lease] = slot.replica
         return True
@@ -125,7 +136,9 @@ class Sessions:
             for runner in self._runners.values()
             if runner.lost_at is None
             for replica in runner.replicas.values()
-            if replica.model == model and replica.state == READY
+            if replica.model == model
+            and replica.state == READY
+            and self._is_wanted(runner, replica)
         ]
         free = [entry for entry in free if entry[0] < entry[1].capacity]
         if not free:
@@ -136,6 +149,10 @@ class Sessions:
         if len(free) > 1:
             limit = min(limit, max(1, free[1][0] - load + 1))
         return Slot(runner.runner_id, runner.connection, replica.name, limit)
+
+    def _is_wanted(self, runner: _Runner, replica: ReplicaView) -> bool:
+        wanted = self._wanted.get(runner.runner_id)
+        return wanted is None or wanted.get(replica.name) == replica.device_ids
 
     def models(self) -> set[str]:
         """Models some connected runner has a replica of."""

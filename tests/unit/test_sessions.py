@@ -195,3 +195,36 @@ def test_nodes_show_what_was_leased_and_not_what_is_reported(sessions: Sessions)
     take(sessions, sessions.next_slot("demo"), "a")
 
     assert sessions.nodes()[0].replicas[0].in_flight == 1
+
+
+@pytest.mark.parametrize("wanted", [{}, {"demo__r0": (1,)}])
+def test_a_replica_that_is_to_go_gets_nothing(
+    sessions: Sessions, wanted: dict[str, tuple[int, ...]]
+) -> None:
+    connect(sessions)
+    slot = sessions.next_slot("demo")
+    assert slot is not None
+
+    sessions.want("one", wanted)
+
+    assert sessions.next_slot("demo") is None
+    assert not sessions.leased(slot, LeaseKey("a", 1))
+
+
+def test_what_is_to_go_stays_so_over_a_hello(sessions: Sessions) -> None:
+    connect(sessions)
+    sessions.want("one", {})
+
+    connect(sessions, connection="2")
+
+    assert sessions.next_slot("demo") is None
+
+
+def test_a_slot_of_a_replica_that_vanished_meanwhile_is_refused(sessions: Sessions) -> None:
+    connect(sessions)
+    slot = sessions.next_slot("demo")
+    assert slot is not None
+
+    sessions.reported("one", [])
+
+    assert not sessions.leased(slot, LeaseKey("a", 1))

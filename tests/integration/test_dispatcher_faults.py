@@ -1,0 +1,176 @@
+"""The dispatcher when hellos cross, the store refuses, or the machine stands still."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from scheduler.errors import StoreUnavailable
+from scheduler.rpc import plait_pb2 as pb
+from scheduler.task import Task, TaskState
+from scheduler.task_book import TaskBook
+from tests.integration.dispatcher_system import (
+    Control,
+    control_plane,
+    finish,
+    heartbeat,
+    hello,
+    progress,
+)
+
+
+@pytest_asyncio.fixture
+async def control(free_port: int) -> AsyncIterator[Control]:
+    async with control_plane(free_port) as control:
+        yield control
+
+
+async def test_of_two_hellos_that_cross_the_newer_counts(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renew, may_go_on = control.book.renew, asyncio.Event()
+    calls: list[str] = []
+
+    async def slow_for_the_first(runner: str, held: Any) -> Any:
+        calls.append(runner)
+        if len(calls) == 1:
+            await may_go_on.wait()
+        return await renew(runner, held)
+
+    monkeypatch.setattr(control.book, "renew", slow_for_the_first)
+    older = control.connect()
+    await older.say(hello())
+    async with asyncio.timeout(5):
+        while not calls:
+            await asyncio.sleep(0.01)
+    newer = await control.welcomed()
+
+    may_go_on.set()
+
+    with pytest.raises(grpc.aio.AioRpcError, match="newer stream"):
+        await older.hear("welcome")
+    task = await control.submit()
+    assert (await newer.hear("grant")).task_id == task.id
+
+
+async def test_leases_outlive_a_control_plane_that_stood_still(control: Control) -> None:
+    stream = await control.welcomed()
+    task = await control.submit()
+    grant = await stream.hear("grant")
+
+    control.clock.slept_s = 3600
+
+    async with asyncio.timeout(5):
+        while ((await control.book.task(task.id)).lease_expires_at or 0) < control.clock.now():
+            await asyncio.sleep(0.01)
+    await stream.say(progress(grant, 0))
+    assert (await stream.hear("ack")).next_seq == 1
+
+
+async def test_a_replica_that_is_to_go_is_granted_nothing_before_it_says_so(
+    control: Control,
+) -> None:
+    stream = await control.welcomed()
+    control.dispatcher.want("one", [])
+    await stream.hear("desired_replicas")
+    await control.submit()
+
+    # Nothing may have been granted when this is answered.
+    await stream.say(heartbeat(("nobody", 7)))
+    await stream.hears_nothing("grant", until="cancel")
+
+    control.dispatcher.want("one", [pb.DesiredReplica(name="demo__r0", model="demo")])
+    await stream.hear("grant")
+
+
+async def test_a_task_nobody_announced_does_not_wait_for_ever(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = await control.welcomed()
+    monkeypatch.setattr(control.book, "_queued_listeners", [])
+
+    task = await control.submit()
+
+    assert (await stream.hear("grant")).task_id == task.id
+
+
+async def test_a_grant_that_cannot_be_released_does_not_keep_the_others(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [await control.submit(), await control.submit()]
+    claim, release = control.book.claim, control.book.release
+    refusals: list[str] = []
+
+    async def claim_while_the_replica_leaves(*args: Any, **options: Any) -> Any:
+        grants = await claim(*args, **options)
+        control.dispatcher.want("one", [])
+        return grants
+
+    async def refuse_once(task_id: str, fence: int, reason: str) -> Task:
+        if not refusals:
+            refusals.append(task_id)
+            raise StoreUnavailable("for the test")
+        return await release(task_id, fence, reason)
+
+    monkeypatch.setattr(control.book, "claim", claim_while_the_replica_leaves)
+    monkeypatch.setattr(control.book, "release", refuse_once)
+    await control.welcomed()
+
+    async with asyncio.timeout(5):
+        while (await control.book.task(tasks[1].id)).attempt == 0:
+            await asyncio.sleep(0.01)
+        while (await control.book.task(tasks[1].id)).state is not TaskState.QUEUED:
+            await asyncio.sleep(0.01)
+    assert refusals == [tasks[0].id]
+
+
+@pytest.mark.parametrize("result", ["{", '{"text": "\\ud800"}'])
+async def test_a_result_that_cannot_be_written_costs_the_attempt_and_not_the_stream(
+    control: Control, result: str
+) -> None:
+    stream = await control.welcomed()
+    task = await control.submit()
+    grant = await stream.hear("grant")
+
+    unusable = pb.Finish(task_id=task.id, fence=grant.fence, result_json=result)
+    await stream.say(pb.RunnerMessage(finish=unusable))
+
+    assert (await stream.hear("cancel")).fence == grant.fence
+    assert (await stream.hear("grant")).fence == 2
+    assert "could not be written down" in (await control.book.attempts(task.id))[0].reason
+
+
+async def test_a_store_that_refuses_for_a_while_loses_nothing_of_a_task(
+    control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = await control.welcomed()
+    task = await control.submit()
+    grant = await stream.hear("grant")
+    refused: list[str] = []
+
+    for name in ("append", "succeed"):
+        monkeypatch.setattr(control.book, name, _refusing_twice(control.book, name, refused))
+    await stream.say(progress(grant, 0), progress(grant, 1), finish(grant))
+
+    while not (await stream.hear("ack")).is_final:
+        pass
+    found = await control.book.task(task.id)
+    assert (found.state, found.num_chunks) == (TaskState.SUCCEEDED, 2)
+    assert sorted(refused) == ["append", "append", "succeed", "succeed"]
+
+
+def _refusing_twice(book: TaskBook, name: str, refused: list[str]) -> Any:
+    real = getattr(book, name)
+
+    async def command(*args: Any) -> Any:
+        if refused.count(name) < 2:
+            refused.append(name)
+            raise StoreUnavailable("for the test")
+        return await real(*args)
+
+    return command
