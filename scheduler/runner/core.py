@@ -26,6 +26,7 @@ class Lease:
 
     task_id: str
     fence: int
+    model: str
     replica: str
     #: What is posted to TorchServe.
     document: Mapping[str, Any]
@@ -37,6 +38,11 @@ class Lease:
     held_text: str = ""
     #: The outcome, from the moment there is one.
     outcome: pb.RunnerMessage | None = None
+
+    @property
+    def first_kept_seq(self) -> int:
+        """Number of the first chunk that can be sent again."""
+        return self.unacknowledged[0].progress.seq if self.unacknowledged else self.next_seq
 
     @property
     def key(self) -> tuple[str, int]:
@@ -81,6 +87,10 @@ class RunnerCore:
         leases = self._leases.values()
         return [x.key for x in leases if x.replica == replica and x.outcome is None]
 
+    def unfinished(self) -> list[tuple[str, int]]:
+        """Leases that are being worked on."""
+        return [x.key for x in self._leases.values() if x.outcome is None]
+
     def granted(self, grant: pb.Grant) -> Step:
         """Take a lease; one with an older fence for the task ends. A repeat changes nothing."""
         known = self._leases.get(grant.task_id)
@@ -89,7 +99,9 @@ class RunnerCore:
         document = json.loads(grant.document_json)
         if grant.generated:
             document["generated"] = list(grant.generated)
-        lease = Lease(grant.task_id, grant.fence, grant.replica, document, grant.next_seq)
+        lease = Lease(
+            grant.task_id, grant.fence, grant.model, grant.replica, document, grant.next_seq
+        )
         self._leases[grant.task_id] = lease
         return Step(start=(lease,), stop=(known.key,) if known is not None else ())
 
@@ -163,7 +175,14 @@ class RunnerCore:
                 del self._leases[lease.task_id]
                 stop.append(lease.key)
                 continue
-            self._trim(lease, next_seqs[lease.key])
+            next_seq = next_seqs[lease.key]
+            self._trim(lease, next_seq)
+            if next_seq < lease.first_kept_seq:
+                # What was acknowledged is gone from the journal, and from here: no way to go on.
+                lease.outcome = None
+                lease.unacknowledged.clear()
+                self.lost(*lease.key, f"the journal has lost output from chunk {next_seq} on")
+                stop.append(lease.key)
             send += [*lease.unacknowledged, *([lease.outcome] if lease.outcome else [])]
         return Step(send=tuple(send), stop=tuple(stop))
 

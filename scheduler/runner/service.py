@@ -22,7 +22,7 @@ from typing import Final
 import grpc
 import structlog
 
-from handlers.model_config import ModelConfig
+from handlers.model_config import DEFAULT_RESPONSE_TIMEOUT_S, ModelConfig
 from handlers.wire import Chunk, Failure, Finish
 from scheduler.clock import Clock
 from scheduler.rpc import plait_pb2 as pb
@@ -40,6 +40,9 @@ _LONGEST_PAUSE_S: Final = 1.0
 _FIRST_LOOK_S: Final = 5.0
 #: How often to say something before the control plane has said what it wants.
 _DEFAULT_HEARTBEAT_S: Final = 2.0
+#: Seconds the control plane has to take back leases when this runner is stopped.
+_FAREWELL_S: Final = 3.0
+_LEAVING: Final = "the runner was stopped"
 #: A machine that vanished without a word is noticed in the sum of the two.
 _CHANNEL_OPTIONS: Final = (
     ("grpc.keepalive_time_ms", 5_000),
@@ -92,25 +95,51 @@ class Runner:
         self._identity = identity
         self._target = target
         self._inference = inference
+        self._configs = configs
         self._core = RunnerCore()
         listeners = Listeners(self._core.in_flight, self._replicas_changed, self._replica_broken)
         self._replicas = Replicas(management, configs, store, clock, listeners, poll_s=poll_s)
         self._heartbeat_s = _DEFAULT_HEARTBEAT_S
         self._work: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._outbox: asyncio.Queue[pb.RunnerMessage] | None = None
+        self._is_leaving = False
+        #: Set when no lease is held any more, or nobody is there to take one back.
+        self._is_free = asyncio.Event()
 
     def __repr__(self) -> str:
         is_connected = self._outbox is not None
         return f"<Runner {self._identity.runner_id} connected={is_connected} {self._core!r}>"
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Work until cancelled, then give back what is not finished."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._replicas.run(), name="replicas")
                 group.create_task(self._stay_connected(), name="connection")
+                try:
+                    await asyncio.get_running_loop().create_future()
+                except asyncio.CancelledError:
+                    await self._hand_back()
+                    raise
         finally:
             self._stop(tuple(self._work))
+
+    async def _hand_back(self) -> None:
+        """Let others go on at once, instead of when the leases have run out."""
+        self._is_leaving = True
+        if self._outbox is None:
+            return
+        # Before the releases, or what is given back would come straight back.
+        self._outbox.put_nowait(self._heartbeat())
+        for key in self._core.unfinished():
+            self._stop((key,))
+            self._do(self._core.lost(*key, _LEAVING))
+        self._is_free.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                while self._core.held() and self._outbox is not None:
+                    await self._is_free.wait()
+                    self._is_free.clear()
 
     # -- the stream to the control plane
 
@@ -152,6 +181,7 @@ class Runner:
                     self._heard(message)
             finally:
                 self._outbox = None
+                self._is_free.set()
                 self._core.disconnected()
                 call.cancel()
                 for task in talk:
@@ -179,6 +209,9 @@ class Runner:
 
     def _heartbeat(self) -> pb.RunnerMessage:
         beat = pb.Heartbeat(held=self._core.held(), replicas=self._replicas.report())
+        if self._is_leaving:
+            for replica in beat.replicas:
+                replica.state = pb.Replica.DRAINING
         return pb.RunnerMessage(heartbeat=beat)
 
     def _heard(self, message: pb.ControlMessage) -> None:
@@ -194,6 +227,8 @@ class Runner:
                 self._do(self._core.cancelled(cancel.task_id, cancel.fence))
             case "ack":
                 self._core.acknowledged(message.ack)
+                if not self._core.held():
+                    self._is_free.set()
             case "desired_replicas":
                 self._replicas.want(message.desired_replicas.replicas)
 
@@ -202,6 +237,9 @@ class Runner:
     def _do(self, step: Step) -> None:
         self._stop(step.stop)
         for lease in step.start:
+            if self._is_leaving:
+                self._do(self._core.lost(*lease.key, _LEAVING))
+                continue
             task = asyncio.create_task(self._work_on(lease), name=f"lease {lease.task_id}")
             self._work[lease.key] = task
             task.add_done_callback(partial(self._ended, lease.key))
@@ -223,9 +261,10 @@ class Runner:
 
     async def _work_on(self, lease: Lease) -> None:
         log.info("lease_started", task_id=lease.task_id, fence=lease.fence, replica=lease.replica)
+        idle_timeout_s = _idle_timeout_s(self._configs.get(lease.model))
         try:
             async with contextlib.aclosing(
-                self._inference.stream(lease.replica, lease.document)
+                self._inference.stream(lease.replica, lease.document, idle_timeout_s)
             ) as frames:
                 async for frame in frames:
                     self._do(self._event(lease, frame))
@@ -258,6 +297,12 @@ class Runner:
         for key in self._core.working_on(name):
             self._stop((key,))
             self._do(self._core.lost(*key, f"{name} was removed: {reason}"))
+
+
+def _idle_timeout_s(config: ModelConfig | None) -> float:
+    """How long an answer may be silent. TorchServe itself ends a worker that is silent for the
+    model's response timeout, and says so; if nothing is heard for twice as long, it hangs."""
+    return 2.0 * (config.response_timeout_s if config is not None else DEFAULT_RESPONSE_TIMEOUT_S)
 
 
 async def _write(

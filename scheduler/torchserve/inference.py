@@ -44,9 +44,8 @@ class Answer:
 class Inference:
     """TorchServe's inference port."""
 
-    def __init__(self, endpoint: Endpoint, *, idle_timeout_s: float = 300.0) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._idle_timeout_s = idle_timeout_s
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -56,15 +55,17 @@ class Inference:
             self._session = None
 
     async def stream(
-        self, replica: str, document: Mapping[str, Any]
+        self, replica: str, document: Mapping[str, Any], idle_timeout_s: float
     ) -> AsyncGenerator[Frame | Answer, None]:
         """What the replica answers: chunks, then a finish or a failure below 500; or one answer.
+
+        It is lost when nothing at all comes for ``idle_timeout_s``.
 
         Raises:
             WorkerLost: it ended any other way; what was yielded before is good.
         """
         try:
-            async with aclosing(self._attempt(replica, document)) as frames:
+            async with aclosing(self._attempt(replica, document, idle_timeout_s)) as frames:
                 async for frame in frames:
                     yield frame
                     if not _goes_on(frame):
@@ -76,11 +77,11 @@ class Inference:
         raise WorkerLost(f"{replica}: the answer ended without its last line")
 
     async def _attempt(
-        self, replica: str, document: Mapping[str, Any]
+        self, replica: str, document: Mapping[str, Any], idle_timeout_s: float
     ) -> AsyncGenerator[Frame | Answer, None]:
         body = json.dumps(document, separators=(",", ":")).encode()
         for is_last in (False, True):
-            response = await self._post(replica, body)
+            response = await self._post(replica, body, idle_timeout_s)
             try:
                 if response.status == 400 and not is_last and await _is_key_refused(response):
                     # Between our reading the file and TorchServe's replacing the key.
@@ -94,19 +95,21 @@ class Inference:
             finally:
                 response.close()
 
-    async def _post(self, replica: str, body: bytes) -> aiohttp.ClientResponse:
+    async def _post(
+        self, replica: str, body: bytes, idle_timeout_s: float
+    ) -> aiohttp.ClientResponse:
         if self._session is None:
             # A connection for each request: one kept open may be closed by TorchServe just as the
             # next request is sent, which looks like a lost worker.
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True, limit=0),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=self._idle_timeout_s
-                ),
+                connector=aiohttp.TCPConnector(force_close=True, limit=0)
             )
         return await self._session.post(
             f"{self._endpoint.url('inference')}/predictions/{replica}",
             data=body,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=idle_timeout_s
+            ),
             headers={"Content-Type": "application/json", **self._endpoint.headers("inference")},
         )
 
@@ -138,6 +141,10 @@ def _parse(replica: str, status: int, line: bytes) -> Frame | Answer:
         answer = _object(line)
         if status == 200 and answer is not None:
             return Answer(answer)
+        if status == 200:
+            # Cut off in the middle of a line: what is there is output, and not for logs.
+            message = f"{replica}: the answer broke off in a line of {len(line)} bytes"
+            raise WorkerLost(message) from None
         raise WorkerLost(f"{replica}: HTTP {status}: {_reason(answer, line)}") from None
     if isinstance(frame, Failure) and frame.status >= 500:
         raise WorkerLost(f"{replica}: {frame.message}")

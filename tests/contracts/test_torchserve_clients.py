@@ -91,7 +91,7 @@ class Served:
                 await asyncio.sleep(0.1)
 
     async def collect(self, document: dict[str, Any], replica: str = REPLICA) -> list[Any]:
-        return [frame async for frame in self.inference.stream(replica, document)]
+        return [frame async for frame in self.inference.stream(replica, document, 20)]
 
 
 @pytest_asyncio.fixture(params=["double", pytest.param("real", marks=pytest.mark.torchserve)])
@@ -108,7 +108,7 @@ async def served(
         await fake.start()
     endpoint = Endpoint(state)
     management = Management(endpoint, SystemClock())
-    served = Served(state, Inference(endpoint, idle_timeout_s=20), management)
+    served = Served(state, Inference(endpoint), management)
     await until_answering(management)
     try:
         yield served
@@ -191,7 +191,8 @@ async def test_a_worker_that_dies_loses_the_task_after_good_chunks(ready: Served
     frames: list[Any] = []
 
     async def collect() -> None:
-        async for frame in ready.inference.stream(REPLICA, {"prompt": "die", "max_new_tokens": 9}):
+        document = {"prompt": "die", "max_new_tokens": 9}
+        async for frame in ready.inference.stream(REPLICA, document, 20):
             frames.append(frame)
 
     with pytest.raises(WorkerLost, match=REPLICA):
@@ -233,7 +234,7 @@ async def test_a_replica_scaled_down_and_up_becomes_ready_again(ready: Served) -
 
 async def test_closing_a_stream_frees_its_slot_within_a_second(ready: Served) -> None:
     document = {"prompt": "x", "max_new_tokens": 100_000}
-    async with aclosing(ready.inference.stream(REPLICA, document)) as frames:
+    async with aclosing(ready.inference.stream(REPLICA, document, 20)) as frames:
         await anext(frames)
 
     async with asyncio.timeout(1):

@@ -272,3 +272,18 @@ def test_in_flight_counts_what_is_worked_on(core: RunnerCore) -> None:
 
     assert core.in_flight() == {"demo__r0": 1, "demo__r1": 1}
     assert core.working_on("demo__r0") == [("a", 1)]
+
+
+def test_a_lease_whose_acknowledged_chunks_are_gone_from_the_journal_is_given_back(
+    core: RunnerCore,
+) -> None:
+    core.granted(grant())
+    for token in range(3):
+        core.produced("a", 1, Chunk((token,), "x"))
+    core.acknowledged(ack(2))
+    core.finished("a", 1, Finish("length", 1, 3))
+
+    step = core.welcomed([ack(1)])
+
+    assert kinds(step) == ["release"]
+    assert step.stop == (("a", 1),)
