@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -133,7 +134,10 @@ def test_a_tied_program_dies_with_whoever_started_it(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
 
-    # The pipe's other end closes when the last of the two goes, a moment before it is reaped.
+    # The pipe's other end closes when the last of the two goes, a moment before it is a zombie.
     assert parent.stdout.read() == b""
     parent.stdout.close()
-    tied.wait(timeout=10)
+    deadline = time.monotonic() + 10
+    while tied.is_running() and tied.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.01)
