@@ -54,7 +54,7 @@ class _Status:
     device_ids: tuple[int, ...] = ()
     not_ready_since: float | None = None
     suspected_at: float | None = None
-    #: Pause after the last failed registration, and when it is over.
+    #: Pause after the last action that failed, and when it is over.
     pause_s: float = 0.0
     retry_at: float = 0.0
     #: The call that is under way.
@@ -215,8 +215,10 @@ class Replicas:
         if not is_failed and not self._is_suspect(status, verdict, now):
             self._set(status, _STATES[verdict.state], verdict.reason)
         if verdict.state is State.READY:
-            status.pause_s = 0.0
-        if verdict.action is Action.REGISTER and wanted is not None and now >= status.retry_at:
+            status.pause_s = status.retry_at = 0.0
+        if now < status.retry_at:
+            return
+        if verdict.action is Action.REGISTER and wanted is not None:
             self._start(status, self._register(status, wanted), verdict)
         elif verdict.action in (Action.UNREGISTER, Action.REMOVE_BROKEN):
             if verdict.action is Action.REMOVE_BROKEN:
@@ -240,6 +242,10 @@ class Replicas:
         async def act() -> None:
             try:
                 await work
+            except Exception as error:
+                # A fault of ours; it must neither pass unseen nor be repeated without a pause.
+                log.exception("replica_action_failed", replica=status.name)
+                self._failed(status, error)
             finally:
                 status.busy = None
                 self._wake.set()
@@ -266,13 +272,18 @@ class Replicas:
         try:
             await self._management.unregister(status.name)
         except (ManagementError, Unavailable) as error:
+            self._back_off(status)
             log.warning("replica_not_removed", replica=status.name, error=str(error))
         else:
+            status.pause_s = 0.0
             log.info("replica_removed", replica=status.name)
 
-    def _failed(self, status: _Status, error: Exception) -> None:
+    def _back_off(self, status: _Status) -> None:
         status.pause_s = min(max(status.pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
         status.retry_at = self._clock.monotonic() + status.pause_s
+
+    def _failed(self, status: _Status, error: Exception) -> None:
+        self._back_off(status)
         log.warning("replica_failed", replica=status.name, error=str(error), retry_s=status.pause_s)
         self._set(status, pb.Replica.FAILED, str(error))
 

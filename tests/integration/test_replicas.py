@@ -18,7 +18,7 @@ from scheduler.runner.replicas import Listeners, Replicas
 from scheduler.testing.torchserve import FakeTorchServe
 from scheduler.torchserve.archive import ArchiveError
 from scheduler.torchserve.endpoint import Endpoint
-from scheduler.torchserve.management import Management
+from scheduler.torchserve.management import Management, ManagementError
 
 NAME = "demo__r0"
 STATES = pb.Replica
@@ -251,4 +251,43 @@ async def test_replicas_are_not_ready_while_torchserve_is_away(kept: Kept) -> No
     await kept.until(STATES.STARTING)
     await kept.torchserve.start()
 
+    await kept.until(STATES.READY)
+
+
+async def test_a_replica_that_cannot_be_removed_is_tried_again_later(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.want(NAME)
+    await kept.until(STATES.READY)
+    tried: list[str] = []
+
+    async def refuse(name: str) -> None:
+        tried.append(name)
+        raise ManagementError(f"unregister {name}", 500, "for the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept.replicas._management, "unregister", refuse)
+        kept.want()
+        await kept.until(STATES.DRAINING)
+        await kept.looks(5)
+        assert tried == [NAME]
+
+    kept.clock.advance(2)
+    await kept.until(None)
+
+
+async def test_a_fault_of_our_own_is_tried_again_later(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Path:
+        raise KeyError("for the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scheduler.runner.replicas.build_replica", fail)
+        kept.want(NAME)
+        found = await kept.until(STATES.FAILED)
+    assert found is not None
+    assert "for the test" in found.detail
+
+    kept.clock.advance(2)
     await kept.until(STATES.READY)
