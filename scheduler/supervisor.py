@@ -23,7 +23,7 @@ from typing import Final
 import structlog
 
 from scheduler.clock import Clock
-from scheduler.errors import StartupError
+from scheduler.errors import PlaitError, StartupError
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +82,7 @@ class Supervisor:
         for child in self._children:
             await self._spawn(child)
             child.keeper = asyncio.create_task(self._keep(child))
+            child.keeper.add_done_callback(self._keeper_ended)
 
     async def failure(self) -> None:
         """Wait until a program is given up.
@@ -102,8 +103,7 @@ class Supervisor:
         for child in reversed(self._children):
             if child.keeper is not None:
                 child.keeper.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await child.keeper
+                await asyncio.gather(child.keeper, return_exceptions=True)
             await self._end(child)
 
     async def _spawn(self, child: _Child) -> None:
@@ -134,23 +134,43 @@ class Supervisor:
     async def _keep(self, child: _Child) -> None:
         """Start the child again whenever it ends, until it is given up."""
         pause_s = _FIRST_PAUSE_S
+        error = ""
         while True:
-            assert child.process is not None
             started = self._clock.monotonic()
-            code = await child.process.wait()
-            child.process = None
-            child.program.after()
+            how = error or await self._wait(child)
             was_well = self._clock.monotonic() - started >= _WELL_AFTER_S
-            log.warning("process_ended", name=child.program.name, code=code, was_well=was_well)
+            log.warning("process_ended", name=child.program.name, how=how, was_well=was_well)
             child.failed_starts = 0 if was_well else child.failed_starts + 1
             if child.failed_starts >= _MAX_FAILED_STARTS:
-                self._give_up(child, code)
+                self._give_up(child, how)
                 return
             pause_s = _FIRST_PAUSE_S if was_well else min(pause_s * 2, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause_s)
-            await self._spawn(child)
+            error = await self._spawn_again(child)
 
-    def _give_up(self, child: _Child, code: int) -> None:
+    async def _wait(self, child: _Child) -> str:
+        """Wait for the end of the process; how it ended."""
+        assert child.process is not None
+        code = await child.process.wait()
+        child.process = None
+        _clear_up(child.program)
+        return f"with code {code}"
+
+    async def _spawn_again(self, child: _Child) -> str:
+        """Start it again; why that did not go, or nothing. It counts as a failed start."""
+        try:
+            await self._spawn(child)
+        except (OSError, PlaitError) as error:
+            return f"because it could not be started: {error}"
+        return ""
+
+    def _keeper_ended(self, keeper: asyncio.Task[None]) -> None:
+        assert self._failed is not None
+        error = None if keeper.cancelled() else keeper.exception()
+        if error is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    def _give_up(self, child: _Child, how: str) -> None:
         assert self._failed is not None
         program = child.program
         words = last_lines(program.log_file, 15)
@@ -158,7 +178,7 @@ class Supervisor:
             self._failed.set_exception(
                 StartupError(
                     f"{program.name} ended {child.failed_starts} times right after its start, at "
-                    f"last with code {code}; its log {program.log_file} ends with:\n{words}"
+                    f"last {how}; its log {program.log_file} ends with:\n{words}"
                 )
             )
 
@@ -172,11 +192,20 @@ class Supervisor:
             await asyncio.wait_for(process.wait(), child.program.stop_timeout_s)
         except TimeoutError:
             log.warning("process_killed", name=child.program.name, pid=process.pid)
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
         child.process = None
-        child.program.after()
+        _clear_up(child.program)
         log.info("process_stopped", name=child.program.name)
+
+
+def _clear_up(program: Program) -> None:
+    try:
+        program.after()
+    except Exception:
+        # What was left stays until the next start; the other processes must not suffer for it.
+        log.exception("not_cleared_up", name=program.name)
 
 
 def last_lines(path: Path, count: int) -> str:

@@ -85,6 +85,33 @@ async def test_a_program_that_never_starts_is_given_up_with_its_last_words(tmp_p
             await asyncio.wait_for(supervisor.failure(), 20)
 
 
+async def test_a_program_that_cannot_be_started_again_ends_the_whole(tmp_path: Path) -> None:
+    argv = [[sys.executable, "-c", "pass"]]
+
+    def command() -> list[str]:
+        if not argv:
+            raise StartupError("there is no configuration any more")
+        return argv.pop()
+
+    once = Program("once", command, dict(os.environ), tmp_path, tmp_path / "once.log")
+    async with running(once) as supervisor:
+        with pytest.raises(StartupError, match=r"once[\s\S]*there is no configuration any more"):
+            await asyncio.wait_for(supervisor.failure(), 20)
+
+
+async def test_every_process_is_stopped_although_clearing_up_after_one_fails(
+    tmp_path: Path,
+) -> None:
+    def fail() -> None:
+        raise OSError("for the test")
+
+    programs = [program(tmp_path, "a", SLEEP), program(tmp_path, "b", SLEEP, after=fail)]
+    async with running(*programs) as supervisor:
+        pids = supervisor.pids().values()
+
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
 def test_children_die_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
