@@ -227,8 +227,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
                         link.finished(message.release.task_id, message.release.fence, message)
                     case "heartbeat":
                         await self._beat(link, message.heartbeat)
-        except (ValueError, TypeError) as error:
-            log.error("runner_not_understood", runner=link.runner_id, error=str(error))
+        except Exception:
+            log.exception("runner_not_understood", runner=link.runner_id)
         finally:
             link.close()
 

@@ -19,7 +19,7 @@ import structlog
 from handlers.model_config import ModelConfig
 from scheduler.clock import Clock
 from scheduler.cluster_view import Cluster
-from scheduler.errors import ModelNotFound, RequestError, Unavailable
+from scheduler.errors import ModelNotFound, RequestError, TaskNotFound, Unavailable
 from scheduler.gateway.problems import GatewayClosing, NoReplicas
 from scheduler.gateway.submission import Options, check_vocabulary, decide, parse, texts_of
 from scheduler.gateway.tokens import Counter
@@ -34,6 +34,8 @@ MODEL_VERSION = "1.0"
 COUNT_INLINE_CHARS = 4000
 #: Seconds the store has to show that it lives.
 HEALTH_TIMEOUT_S = 5.0
+#: Seconds until a cancellation that the store refused is tried again.
+STORE_PAUSE_S = 0.5
 
 
 class Front:
@@ -185,13 +187,22 @@ class Front:
     async def _cancel_abandoned(self, accepting: asyncio.Future[tuple[Task, bool]]) -> None:
         try:
             task, is_new = await accepting
-            # A repeat with the same key only watches; the task belongs to who was first.
-            if is_new and not self._closing.is_set():
-                await self.book.cancel(task.id, reason="the client left")
         except RequestError:
             return  # Refused after its client had left: nothing was accepted.
         except Unavailable as error:
             log.warning("abandoned_task_not_cancelled", error=str(error))
+            return
+        # A repeat with the same key only watches; the task belongs to who was first.
+        while is_new and not self._closing.is_set():
+            try:
+                await self.book.cancel(task.id, reason="the client left")
+            except TaskNotFound:
+                return
+            except Unavailable as error:
+                log.warning("abandoned_task_not_cancelled", task_id=task.id, error=str(error))
+                await asyncio.sleep(STORE_PAUSE_S)
+            else:
+                return
 
 
 def _seed(tenant: str, key: str | None) -> int:

@@ -19,6 +19,9 @@ from typing import Any
 from handlers.wire import Chunk, Failure, Finish
 from scheduler.rpc import plait_pb2 as pb
 
+#: Longest result that is sent; a gRPC message holds a little more.
+MAX_RESULT_BYTES = 60 * 1024 * 1024
+
 
 @dataclass(slots=True)
 class Lease:
@@ -134,6 +137,10 @@ class RunnerCore:
     def answered(self, task_id: str, fence: int, result: Mapping[str, Any]) -> Step:
         """Send a whole result."""
         text = json.dumps(result, separators=(",", ":"))
+        if len(text) > MAX_RESULT_BYTES:
+            # The stream would break on it, and again on every repeat.
+            message = f"the answer has {len(text)} bytes; at most {MAX_RESULT_BYTES} can be kept"
+            return self.refused(task_id, fence, Failure(500, message))
         return self._end(task_id, fence, finish=pb.Finish(result_json=text))
 
     def refused(self, task_id: str, fence: int, failure: Failure) -> Step:

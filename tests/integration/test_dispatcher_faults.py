@@ -174,3 +174,14 @@ def _refusing_twice(book: TaskBook, name: str, refused: list[str]) -> Any:
         return await real(*args)
 
     return command
+
+
+async def test_a_runner_that_says_nonsense_is_logged_and_its_stream_ended(
+    control: Control, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = await control.welcomed()
+
+    await stream.say(heartbeat(state=99))
+
+    await stream.end()
+    assert "runner_not_understood" in capsys.readouterr().out

@@ -287,3 +287,15 @@ def test_a_lease_whose_acknowledged_chunks_are_gone_from_the_journal_is_given_ba
 
     assert kinds(step) == ["release"]
     assert step.stop == (("a", 1),)
+
+
+def test_an_answer_that_no_message_can_hold_fails_the_task(
+    core: RunnerCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scheduler.runner.core.MAX_RESULT_BYTES", 100)
+    core.granted(grant())
+
+    [message] = core.answered("a", 1, {"embeddings": [[0.5] * 50]}).send
+
+    assert message.finish.error.status == 500
+    assert "at most 100 can be kept" in message.finish.error.message
