@@ -52,6 +52,8 @@ class Link:
         self.runner_id = hello.runner_id
         #: Differs between two streams of the same process too.
         self.connection = f"{hello.session_id}/{next(_numbers)}"
+        #: When the runner last said something, in the dispatcher's monotonic time.
+        self.heard_at = 0.0
         self._book = book
         self._lease_ended = lease_ended
         self._inboxes: dict[LeaseKey, _Inbox] = {}

@@ -45,6 +45,9 @@ SERVER_OPTIONS: Final = (
 _STORE_PAUSE_S: Final = 0.2
 #: Leases' terms a lost runner's replicas are still counted for.
 _TERMS_UNTIL_FORGOTTEN: Final = 3
+#: Part of a lease's term after which a runner that says nothing counts as lost: before its leases
+#: run out, or they would be granted to it again.
+_SILENT_TERMS: Final = 0.75
 #: Part of a lease's term without a sweep after which leases may have run out through our fault.
 _AWAY_TERMS: Final = 0.5
 
@@ -66,6 +69,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._lease_ttl_s = lease_ttl_s
         self._heartbeat_s = heartbeat_s
         self._sweep_s = sweep_s
+        self._silent_after_s = max(_SILENT_TERMS * lease_ttl_s, 2 * heartbeat_s)
         self._sessions = Sessions()
         self._links: dict[str, Link] = {}
         #: Streams whose hello is being answered, the newest of each runner.
@@ -202,6 +206,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
     def _admit(self, hello: pb.Hello, link: Link) -> None:
         """From here on the runner is granted tasks."""
         self._links[hello.runner_id] = link
+        link.heard_at = self._clock.monotonic()
         if (wanted := self._wanted.get(hello.runner_id)) is not None:
             link.send(pb.ControlMessage(desired_replicas=wanted))
         self._awaken_all()
@@ -218,6 +223,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
     async def _read(self, link: Link, request_iterator: AsyncIterator[pb.RunnerMessage]) -> None:
         try:
             async for message in request_iterator:
+                link.heard_at = self._clock.monotonic()
                 match message.WhichOneof("body"):
                     case "progress":
                         link.progressed(message.progress)
@@ -344,6 +350,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
                     # could not renew their leases, and have gone on working.
                     log.warning("leases_extended", away_s=round(away_s, 1))
                     await self._book.extend_all()
+                else:
+                    self._dismiss_silent()
                 ended = await self._book.sweep()
                 waiting = await self._book.depth()
             except StoreUnavailable as error:
@@ -355,6 +363,14 @@ class Dispatcher(rpc.RunnerServiceServicer):
             # Whatever was not announced (a commit in doubt) does not wait for ever.
             for model in waiting:
                 self._awaken(model)
+
+    def _dismiss_silent(self) -> None:
+        """A machine that stands still or is cut off keeps its stream for many minutes."""
+        now = self._clock.monotonic()
+        for link in list(self._links.values()):
+            if now - link.heard_at > self._silent_after_s:
+                log.warning("runner_silent", runner=link.runner_id, for_s=now - link.heard_at)
+                self._dismiss(link)
 
     def _forget_lost(self) -> None:
         lost_before = self._clock.monotonic() - _TERMS_UNTIL_FORGOTTEN * self._lease_ttl_s

@@ -185,3 +185,25 @@ async def test_a_runner_that_says_nonsense_is_logged_and_its_stream_ended(
 
     await stream.end()
     assert "runner_not_understood" in capsys.readouterr().out
+
+
+async def test_a_runner_that_falls_silent_is_granted_nothing_more(control: Control) -> None:
+    stream = await control.welcomed()
+    control.dispatcher._silent_after_s = 0.1
+
+    await stream.end()
+
+    assert [node.connected for node in control.dispatcher.nodes()] == [False]
+    task = await control.submit()
+    assert (await control.book.task(task.id)).state is TaskState.QUEUED
+
+
+async def test_a_runner_that_speaks_now_and_then_keeps_its_stream(control: Control) -> None:
+    stream = await control.welcomed()
+    control.dispatcher._silent_after_s = 0.3
+
+    for _ in range(10):
+        await stream.say(heartbeat())
+        await asyncio.sleep(0.05)
+
+    assert [node.connected for node in control.dispatcher.nodes()] == [True]

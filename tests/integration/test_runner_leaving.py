@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest_asyncio
 
+from scheduler.errors import StoreUnavailable
 from scheduler.runner.service import _idle_timeout_s
 from scheduler.task import TaskState
 from tests.integration.runner_system import System, config, running_system
@@ -47,6 +48,21 @@ async def test_a_runner_that_is_stopped_does_not_wait_for_a_control_plane_that_i
         await system.node.close()
 
     await system.control.open()
+
+
+async def test_a_runner_that_is_stopped_does_not_wait_for_ever_for_an_answer(
+    system: System, monkeypatch: Any
+) -> None:
+    async def refuse(*_: Any) -> None:
+        raise StoreUnavailable("for the test")
+
+    task = await system.submit(tokens=100_000)
+    await system.until_tokens(task.id, 3)
+    monkeypatch.setattr("scheduler.runner.service._FAREWELL_S", 0.2)
+    monkeypatch.setattr(system.control.book, "release", refuse)
+
+    async with asyncio.timeout(2):
+        await system.node.close()
 
 
 async def test_a_worker_that_falls_silent_loses_the_task(system: System, monkeypatch: Any) -> None:
