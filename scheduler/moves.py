@@ -33,6 +33,8 @@ T = TypeVar("T")
 #: Status of a task its owner cancelled, and of one whose deadline passed, as proxies use them.
 CANCELLED_STATUS = 499
 EXPIRED_STATUS = 504
+#: Tasks past their deadline that one claim moves out of its way.
+MAX_EXPIRED = 200
 
 #: What an attempt is called that ended with its task in this state.
 _OUTCOMES = {
@@ -139,10 +141,13 @@ def cancel(
 def claim(
     tx: Transaction, rules: Rules, model: str, runner: str, replica: str, limit: int, now: float
 ) -> Outcome[list[Grant]]:
-    """Lease up to ``limit`` queued tasks of the model to a replica, in fair order."""
+    """Lease up to ``limit`` queued tasks of the model to a replica, in fair order.
+
+    Fewer may also mean that many had to be expired first, and that others wait for their turn.
+    """
     grants: list[Grant] = []
     changes: list[Change] = []
-    while len(grants) < limit:
+    while len(grants) < limit and len(changes) < limit + MAX_EXPIRED:
         task = rules.queue.head(tx, model)
         if task is None:
             break

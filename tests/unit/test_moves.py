@@ -119,6 +119,18 @@ def test_a_claim_expires_tasks_that_nobody_wants_any_more(tx: Transaction) -> No
     assert expired.error == TaskError(504, "the task's deadline passed while it waited")
 
 
+def test_a_claim_does_not_expire_without_end(
+    tx: Transaction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moves, "MAX_EXPIRED", 2)
+    for number in range(5):
+        submit(tx, f"t{number}", deadline_at=NOW + 1)
+    submit(tx, "t9")
+
+    assert claim(tx, NOW + 2) == []
+    assert [grant.task.id for grant in claim(tx, NOW + 2)] == ["t9"]
+
+
 def test_a_grant_carries_what_earlier_attempts_produced(tx: Transaction) -> None:
     submit(tx)
     claim(tx)
