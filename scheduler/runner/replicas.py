@@ -29,8 +29,10 @@ from scheduler.torchserve.management import Description, Management, ManagementE
 
 log = structlog.get_logger(__name__)
 
-#: Seconds after a lost task before READY is believed again.
+#: Seconds after a lost task before READY is believed again: at first, and at most, when every
+#: task is lost again. A replica that says READY and serves nobody would use up all attempts of all.
 _SUSPICION_S: Final = 1.0
+_LONGEST_SUSPICION_S: Final = 30.0
 #: Seconds between two looks while TorchServe does not answer: it is likely to be starting.
 _ABSENT_POLL_S: Final = 0.2
 _FIRST_PAUSE_S: Final = 2.0
@@ -54,6 +56,8 @@ class _Status:
     device_ids: tuple[int, ...] = ()
     not_ready_since: float | None = None
     suspected_at: float | None = None
+    #: Times that it lost tasks since it last finished one.
+    num_losses: int = 0
     #: Pause after the last action that failed, and when it is over.
     pause_s: float = 0.0
     retry_at: float = 0.0
@@ -117,9 +121,18 @@ class Replicas:
         status = self._known.get(name)
         if status is None:
             return
-        status.suspected_at = self._clock.monotonic()
+        now = self._clock.monotonic()
+        # Tasks that are lost together are one loss.
+        if status.suspected_at is None or now - status.suspected_at >= _suspicion_s(status):
+            status.num_losses += 1
+        status.suspected_at = now
         if status.state == pb.Replica.READY:
             self._set(status, pb.Replica.STARTING, reason)
+
+    def trust(self, name: str) -> None:
+        """A task was finished on the replica."""
+        if (status := self._known.get(name)) is not None:
+            status.num_losses = 0
 
     def look_again(self) -> None:
         """Look now instead of at the next turn."""
@@ -229,7 +242,7 @@ class Replicas:
         at = status.suspected_at
         if verdict.state is not State.READY or at is None:
             return False
-        if now - at < _SUSPICION_S:
+        if now - at < _suspicion_s(status):
             return True
         status.suspected_at = None
         return False
@@ -311,6 +324,10 @@ class Replicas:
     def _startup_timeout_s(self, name: str) -> float:
         config = self._configs.get(_model_of(name))
         return config.startup_timeout_s if config is not None else _UNKNOWN_STARTUP_TIMEOUT_S
+
+
+def _suspicion_s(status: _Status) -> float:
+    return float(min(_SUSPICION_S * 2 ** max(status.num_losses - 1, 0), _LONGEST_SUSPICION_S))
 
 
 def _model_of(name: str) -> str:

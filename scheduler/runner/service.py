@@ -274,6 +274,7 @@ class Runner:
             self._replicas.suspect(lease.replica, str(lost))
             self._do(self._core.lost(*lease.key, str(lost)))
         else:
+            self._replicas.trust(lease.replica)
             log.info("lease_finished", task_id=lease.task_id, fence=lease.fence)
 
     def _event(self, lease: Lease, frame: Chunk | Finish | Failure | Answer) -> Step:

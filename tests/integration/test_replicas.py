@@ -291,3 +291,22 @@ async def test_a_fault_of_our_own_is_tried_again_later(
 
     kept.clock.advance(2)
     await kept.until(STATES.READY)
+
+
+async def test_a_replica_that_only_loses_tasks_is_believed_ever_later(kept: Kept) -> None:
+    kept.want(NAME)
+    await kept.until(STATES.READY)
+    for suspicion_s in (1, 2, 4):
+        kept.replicas.suspect(NAME, "lost")
+        kept.replicas.suspect(NAME, "lost together with it")
+        kept.clock.advance(suspicion_s - 0.5)
+        await kept.looks()
+        await kept.until(STATES.STARTING)
+        kept.clock.advance(0.5)
+        await kept.until(STATES.READY)
+
+    kept.replicas.trust(NAME)
+    kept.replicas.suspect(NAME, "lost after it had finished one")
+    kept.clock.advance(1)
+
+    await kept.until(STATES.READY)
