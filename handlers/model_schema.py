@@ -261,6 +261,12 @@ def _parallel_rules(
 
 def _device_rules(_: Mapping[str, Any], good: Good, __: Collection[str]) -> Iterator[Problem]:
     top = good[()]
+    if top.get("deviceType") == "gpu" and "torchrun" not in top:
+        yield Problem(
+            ("deviceType",),
+            "is gpu without torchrun, so no worker would be told its device: write "
+            "parallelType: pp and torchrun with nproc-per-node, 1 for a single device",
+        )
     devices = top.get("deviceIds")
     if devices is None:
         return

@@ -66,6 +66,8 @@ def load_models(settings: Settings) -> dict[str, ModelConfig]:
             configs[name] = model_config.load(path)
         except ModelConfigError as error:
             raise StartupError(str(error)) from error
+        if (other := configs[name].name) != name:
+            raise StartupError(f"{path}: plait.name is {other!r}; here the file's name says it")
     return configs
 
 
@@ -247,6 +249,7 @@ async def _control(
         )
         sidecar = Sidecar(configs, book, dispatcher, reconcile_s=settings.reconcile_s)
         counters = {name: open_counter(config) for name, config in configs.items()}
+        book.on_desired_replicas(sidecar.look_again)
         front = Front(book, configs, counters, dispatcher, clock)
         await stack.enter_async_context(_grpc(settings, front, dispatcher))
         http = await _listen(

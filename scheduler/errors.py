@@ -2,7 +2,7 @@
 
     PlaitError
     ├── RequestError                  the caller is at fault; has an HTTP status below 500
-    │   ├── InvalidRequest            422 (or 400, 413): a field cannot be served as it is
+    │   ├── InvalidRequest            422 (or 400, 413, 415): a field cannot be served as it is
     │   ├── ModelNotFound             404
     │   ├── TaskNotFound              404
     │   ├── IdempotencyConflict       409: the key was used for another request

@@ -41,8 +41,9 @@ NodeName = Annotated[str | None, _setting("node", "--name")]
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands part of ``plait``."""
-    for command in (up, control, runner, node, archive):
+    for command in (up, control, runner, archive):
         app.command(rich_help_panel=_PANEL)(command)
+    app.command("node", rich_help_panel=_PANEL)(work_for)
 
 
 def up(
@@ -63,11 +64,20 @@ def up(
     application.run_up(settings, _err)
 
 
-def control(http_port: HttpPort = None, grpc_port: GrpcPort = None, state: State = None) -> None:
+def control(
+    http_port: HttpPort = None,
+    grpc_port: GrpcPort = None,
+    host: Host = None,
+    state: State = None,
+    models: Models = None,
+    model_configs: ModelConfigs = None,
+    log_level: LogLevel = None,
+) -> None:
     """Run the control plane alone: gateway, dispatcher and sidecar."""
+    settings = load(locals())
     from scheduler import app as application
 
-    application.run_control(load({"http_port": http_port, "grpc_port": grpc_port, "state": state}))
+    application.run_control(settings)
 
 
 def runner(control_address: ControlAddress = None, state: State = None) -> None:
@@ -77,20 +87,31 @@ def runner(control_address: ControlAddress = None, state: State = None) -> None:
     application.run_runner(load({"control_address": control_address, "state": state}))
 
 
-def node(
+def work_for(
     control_address: ControlAddress = None,
-    name: NodeName = None,
+    node: NodeName = None,
     state: State = None,
     models: Models = None,
+    model_configs: ModelConfigs = None,
+    model_store: ModelStore = None,
+    torchserve_config: TorchserveConfig = None,
+    log_level: LogLevel = None,
 ) -> None:
     """Start TorchServe and a runner that works for a control plane elsewhere."""
+    settings = load(locals())
     from scheduler import app as application
 
-    given = {"control_address": control_address, "node": name, "state": state, "models": models}
-    settings = load(given)
     if not settings.control_address:
         raise StartupError("a node needs the control plane's address: --control-address host:port")
     application.run_node(settings, _err)
+
+
+def _device_ids(text: str) -> list[int]:
+    """Device indices from text such as ``0,1``."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise StartupError(f"--devices is {text!r}; give device indices, such as 0,1")
+    return [int(part) for part in parts]
 
 
 def archive(
@@ -110,16 +131,17 @@ def archive(
 ) -> None:
     """Check a model's YAML and build its TorchServe archive."""
     from handlers import model_config
+    from handlers.sources import SourceNotFound
     from scheduler.torchserve import archive as builder
 
     folder = load({"model_configs": model_configs}).model_configs
     try:
         config = model_config.load(folder / f"{model}.yaml")
         if as_folder:
-            ids = [int(part) for part in devices.split(",") if part]
+            ids = _device_ids(devices)
             built = builder.build_replica(config, output, index, ids)
         else:
             built = builder.build_archive(config, output, with_weights=with_weights)
-    except ValueError as error:
+    except (model_config.ModelConfigError, SourceNotFound, builder.ArchiveError) as error:
         raise StartupError(str(error)) from error
     typer.echo(built)

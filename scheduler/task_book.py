@@ -70,6 +70,7 @@ class TaskBook:
         self._watchers = Watchers()
         self._queued_listeners: list[Callable[[str], None]] = []
         self._lease_ended_listeners: list[Callable[[Task], None]] = []
+        self._desired_listeners: list[Callable[[], None]] = []
 
     # -- for the gateway
 
@@ -209,6 +210,10 @@ class TaskBook:
         ``task`` still names runner, replica and fence of that lease."""
         self._lease_ended_listeners.append(listener)
 
+    def on_desired_replicas(self, listener: Callable[[], None]) -> None:
+        """``listener()``: an operator has set how many replicas a model should have."""
+        self._desired_listeners.append(listener)
+
     async def watch(self, task_id: str, cursor: int = 0) -> AsyncIterator[TaskEvent]:
         """First the task as it stands, as "state"; then from ``cursor`` on chunks after they are
         durable and further states as they come; then "end". A slow reader loses nothing: it reads
@@ -290,6 +295,8 @@ class TaskBook:
                 f"num_replicas is {num_replicas}; allowed is 0 or more", field="num_replicas"
             )
         await self._store.run(lambda tx: tx.put_desired_replicas(model, num_replicas))
+        for listener in self._desired_listeners:
+            listener()
 
     # -- commit, then tell
 

@@ -94,7 +94,10 @@ def test_an_explicit_partition_and_lanes_are_taken():
 def test_without_torchrun_a_replica_has_one_rank():
     section = GOOD[GOOD.index("parallelType") : GOOD.index("continuousBatching")]
 
-    assert config(changed(section, "")).num_stages == 1
+    on_cpu = changed(section, "").replace("deviceType: gpu", "deviceType: cpu")
+    on_cpu = "".join(line for line in on_cpu.splitlines(True) if "deviceIds" not in line)
+
+    assert config(on_cpu).num_stages == 1
 
 
 def test_a_generated_file_says_its_own_name():
@@ -205,8 +208,17 @@ def test_a_mistake_is_named_with_its_line_and_key(old, new, line, key, said):
 def test_pp_without_torchrun_is_refused():
     section = GOOD[GOOD.index("torchrun") : GOOD.index("continuousBatching")]
 
-    (said,) = problems(changed(section, ""))
-    assert said.startswith(f"{PATH}:3: parallelType: needs a torchrun section")
+    said = problems(changed(section, ""))
+    assert any(
+        text.startswith(f"{PATH}:3: parallelType: needs a torchrun section") for text in said
+    )
+
+
+def test_a_gpu_without_torchrun_is_refused():
+    section = GOOD[GOOD.index("parallelType") : GOOD.index("continuousBatching")]
+
+    said = problems(changed(section, ""))
+    assert any("deviceType: is gpu without torchrun" in text for text in said)
 
 
 def test_one_mistake_is_reported_once():
