@@ -8,6 +8,7 @@ budget is the machine's doing, so two runs agree in quality and not bit for bit.
 
     python models/train_demo.py --minutes 40            # trains, then writes models/demo
     python models/train_demo.py --minutes 40 --resume   # goes on after an interruption
+    python models/train_demo.py --minutes 40 --from-weights models/demo   # a further run
 
 It knows nothing of how the model is served.
 """
@@ -46,7 +47,7 @@ from transformers import GemmaConfig, GemmaForCausalLM
 
 #: Tokens in one optimiser step, whatever the length of the windows they are cut into.
 STEP_TOKENS = 2048
-SHORT_WINDOW, LONG_WINDOW = 256, MAX_LENGTH
+SHORT_WINDOW, MIDDLE_WINDOW, LONG_WINDOW = 256, 512, MAX_LENGTH
 #: Seconds of training between two checkpoints.
 CHECKPOINT_S = 120.0
 
@@ -61,13 +62,42 @@ class Phase(NamedTuple):
     window: int
 
 
+class Recipe(NamedTuple):
+    """What a run trains when, and how fast."""
+
+    phases: tuple[Phase, ...]
+    #: The highest learning rate of the layers' matrices, and of the embeddings and norms.
+    muon_lr: float
+    adamw_lr: float
+    #: The share of those rates that is left at the end.
+    last_factor: float
+
+
 #: A few layers learn most of what a short run can learn, at a third of the price. Windows are
 #: long at the end, so that the model has seen every position it can be asked for.
-PHASES = (
-    Phase(0.6, 2, SHORT_WINDOW),
-    Phase(0.85, 4, SHORT_WINDOW),
-    Phase(0.94, 8, SHORT_WINDOW),
-    Phase(1.0, 8, LONG_WINDOW),
+FIRST_RUN = Recipe(
+    phases=(
+        Phase(0.6, 2, SHORT_WINDOW),
+        Phase(0.85, 4, SHORT_WINDOW),
+        Phase(0.94, 8, SHORT_WINDOW),
+        Phase(1.0, 8, LONG_WINDOW),
+    ),
+    muon_lr=0.03,
+    adamw_lr=8e-3,
+    last_factor=0.02,
+)
+
+#: All layers from the start. A step of Muon is as long for every matrix, so the layers that
+#: joined last and are still small change most; the embeddings, which have settled, move slowly.
+FURTHER_RUN = Recipe(
+    phases=(
+        Phase(0.5, 8, SHORT_WINDOW),
+        Phase(0.9, 8, MIDDLE_WINDOW),
+        Phase(1.0, 8, LONG_WINDOW),
+    ),
+    muon_lr=0.02,
+    adamw_lr=3e-3,
+    last_factor=0.0,
 )
 
 
@@ -99,6 +129,14 @@ def build_model() -> GemmaForCausalLM:
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             nn.init.zeros_(parameter)
+    return model
+
+
+def load_model(folder: Path) -> GemmaForCausalLM:
+    """Build the model with the weights of an earlier run, in float32."""
+    model = build_model()
+    saved = GemmaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
     return model
 
 
@@ -148,7 +186,7 @@ def evaluate(
 # --- optimiser ------------------------------------------------------------------------------
 
 
-def build_optimisers(model: nn.Module) -> tuple[Muon, torch.optim.AdamW]:
+def build_optimisers(model: nn.Module, recipe: Recipe) -> tuple[Muon, torch.optim.AdamW]:
     """Muon for the matrices of the layers, AdamW for the embeddings and norms."""
     shapes: dict[torch.Size, list[nn.Parameter]] = {}
     others = []
@@ -157,18 +195,18 @@ def build_optimisers(model: nn.Module) -> tuple[Muon, torch.optim.AdamW]:
             shapes.setdefault(param.shape, []).append(param)
         else:
             others.append(param)
-    muon = Muon([{"params": params, "peak_lr": 0.03} for params in shapes.values()])
+    muon = Muon([{"params": params, "peak_lr": recipe.muon_lr} for params in shapes.values()])
     adamw = torch.optim.AdamW(
-        [{"params": others, "peak_lr": 8e-3}], betas=(0.9, 0.95), weight_decay=0.0
+        [{"params": others, "peak_lr": recipe.adamw_lr}], betas=(0.9, 0.95), weight_decay=0.0
     )
     return muon, adamw
 
 
-def learning_rate_factor(progress: float) -> float:
-    """Warm up over the first 2 % of the budget, then follow a cosine down to 2 % of the peak."""
+def learning_rate_factor(progress: float, last: float) -> float:
+    """Warm up over the first 2 % of the budget, then follow a cosine down to ``last``."""
     if progress < 0.02:
         return max(progress / 0.02, 0.02)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 # --- training -------------------------------------------------------------------------------
@@ -210,6 +248,7 @@ class Trainer:
 
     model: GemmaForCausalLM
     stream: Tensor
+    recipe: Recipe
     budget_s: float
     generator: torch.Generator
     optimisers: tuple[Muon, torch.optim.AdamW]
@@ -227,7 +266,7 @@ class Trainer:
     def train_until(self, progress: float) -> None:
         """Train until that share of the budget is spent."""
         while self.progress < progress:
-            phase = next(phase for phase in PHASES if self.progress < phase.until)
+            phase = next(phase for phase in self.recipe.phases if self.progress < phase.until)
             self._train_phase(phase, min(progress, phase.until))
 
     def _train_phase(self, phase: Phase, progress: float) -> None:
@@ -240,7 +279,7 @@ class Trainer:
             self.elapsed_s += time.monotonic() - started_at
 
     def _step(self, windows: Tensor) -> None:
-        factor = learning_rate_factor(self.progress)
+        factor = learning_rate_factor(self.progress, self.recipe.last_factor)
         loss = token_losses(self.model, windows).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -288,13 +327,25 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "demo")
     parser.add_argument("--minutes", type=float, default=40.0, help="time to train")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="at most; fewer while other work needs the cores"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--checkpoint", type=Path, default=Path(tempfile.gettempdir()) / "train_demo.pt"
     )
+    parser.add_argument(
+        "--from-weights", type=Path, help="folder of a trained model to train further, whole"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
     return parser.parse_args()
+
+
+def threads_to_use(most: int) -> int:
+    """Leave other work the cores it kept busy in the last minute; this run was busy as well."""
+    others = max(os.getloadavg()[0] - torch.get_num_threads(), 0.0)
+    idle = (os.cpu_count() or 1) - others
+    return max(1, min(most, round(idle)))
 
 
 def report(trainer: Trainer, loss: HeldOutLoss) -> None:
@@ -309,25 +360,31 @@ def report(trainer: Trainer, loss: HeldOutLoss) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     generator = torch.Generator().manual_seed(arguments.seed)
 
-    corpus = read_corpus()
-    tokenizer = train_tokenizer(corpus.train)
+    corpus, earlier = read_corpus(), arguments.from_weights
+    if earlier:
+        recipe, model = FURTHER_RUN, load_model(earlier)
+        tokenizer = Tokenizer.from_file(str(earlier / "tokenizer.json"))
+    else:
+        recipe, model = FIRST_RUN, build_model()
+        tokenizer = train_tokenizer(corpus.train)
     held_out = encode_documents(tokenizer, corpus.held_out)
     stream = encode_documents(tokenizer, corpus.train)
     stream = split_some_spaces(stream, whitespace_splits(tokenizer), 0.05, generator)
 
-    model, budget_s = build_model(), arguments.minutes * 60
-    trainer = Trainer(model, stream, budget_s, generator, build_optimisers(model))
+    budget_s, optimisers = arguments.minutes * 60, build_optimisers(model, recipe)
+    trainer = Trainer(model, stream, recipe, budget_s, generator, optimisers)
     if arguments.resume:
         trainer.load(arguments.checkpoint)
     print(f"{model.num_parameters()} parameters, {len(stream)} tokens to train on", flush=True)
     while trainer.progress < 1.0:
         trainer.train_until(min(trainer.progress + CHECKPOINT_S / budget_s, 1.0))
         trainer.save(arguments.checkpoint)
-        report(trainer, evaluate(model, tokenizer, held_out, max_windows=32))
+        report(trainer, evaluate(model, tokenizer, held_out, max_windows=16))
+        torch.set_num_threads(threads_to_use(arguments.threads))
     save_model(model, tokenizer, arguments.out)
     report(trainer, evaluate(model, tokenizer, held_out))
 
