@@ -199,3 +199,18 @@ class GatewaySystem:
     @property
     def grpc_target(self) -> str:
         return f"127.0.0.1:{self.grpc_port}"
+
+
+async def ended(system: GatewaySystem, task_id: str, within_s: float = 1.0) -> Task:
+    """The task once it is final; TimeoutError when it is not in time."""
+    async with asyncio.timeout(within_s):
+        while not (task := await system.book.task(task_id)).state.is_final:
+            await asyncio.sleep(0.005)
+    return task
+
+
+async def first_task(system: GatewaySystem) -> Task:
+    async with asyncio.timeout(5):
+        while not (tasks := await system.book.tasks()):
+            await asyncio.sleep(0.005)
+    return tasks[0]

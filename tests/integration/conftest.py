@@ -1,0 +1,26 @@
+"""A gateway with a played runner behind it, for the tests of what it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest_asyncio
+
+from tests.integration.gateway_system import GatewaySystem
+
+
+@pytest_asyncio.fixture
+async def system() -> AsyncIterator[GatewaySystem]:
+    running = GatewaySystem()
+    await running.open()
+    yield running
+    assert running.runner is not None
+    await running.runner.close()
+    await running.close()
+
+
+@pytest_asyncio.fixture
+async def http(system: GatewaySystem) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(system.url) as session:
+        yield session
