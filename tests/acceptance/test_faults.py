@@ -19,6 +19,8 @@ from tests.acceptance.system import System, events, wait_for
 pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
 
 NUM_TOKENS = 600
+#: What model_configs/demo.yaml calls batchSize.
+NUM_SLOTS = 16
 VICTIMS: dict[str, Callable[[System], psutil.Process]] = {
     "rank 0": lambda system: system.rank("demo", 0),
     "rank 1": lambda system: system.rank("demo", 1),
@@ -103,6 +105,25 @@ def test_a_client_that_leaves_its_stream_frees_the_slot_within_a_second(system: 
 
     wait_for("the slot to be free", is_free, timeout_s=1.0)
     assert system.wait(task)["state"] == "cancelled"
+
+
+def test_clients_that_leave_a_full_engine_make_room_within_a_second(system: System) -> None:
+    short = {"prompt": "x = ", "max_new_tokens": 2, "ignore_eos": True}
+    began = time.monotonic()
+    system.post("/predictions/demo", short)
+    undisturbed_s = time.monotonic() - began
+    long = {"prompt": "x = ", "max_new_tokens": 900, "ignore_eos": True, "stream": True}
+    answers = [system.post("/predictions/demo", long, stream=True) for _ in range(NUM_SLOTS)]
+    for answer in answers:
+        list(itertools.islice(answer.iter_lines(), 2))
+
+    began = time.monotonic()
+    for answer in answers:
+        answer.close()
+    system.post("/predictions/demo", short)
+
+    # Were the slots not free it would wait for a long answer to end, ten seconds and more.
+    assert time.monotonic() - began < 1.0 + 3 * undisturbed_s
 
 
 def test_a_submitted_task_goes_on_when_its_watcher_leaves(system: System) -> None:
