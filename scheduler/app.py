@@ -189,7 +189,7 @@ def _example(settings: Settings, address: str) -> str:
         options += f" --grpc-address {settings.host}:{settings.grpc_port}"
     if "demo" not in settings.models:
         options += f" --model {settings.models[0]}"
-    return f'try:  {command} generate "class Stack:" --temperature 0.7{options}'
+    return f'try:  {command} generate "def read_file(path):" --temperature 0.7{options}'
 
 
 def _torchserve_program(settings: Settings) -> Program:
