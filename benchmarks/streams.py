@@ -1,7 +1,7 @@
-"""Streams of the demo model through Plait and straight from TorchServe, side by side.
+"""Streams of the demo model through Plait, from TorchServe, and the whole model alone.
 
 Start ``plait up`` first and let nothing else run; then ``python benchmarks/streams.py``. Each round
-sends the same requests both ways, in turn, so that what disturbs the machine disturbs both.
+sends the same requests each way, in turn, so that what disturbs the machine disturbs all.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any
 
 import requests
 
+TORCHSERVE = "TorchServe"
+WHOLE_MODEL = "generate"
+
 
 @dataclass(frozen=True)
 class Way:
@@ -31,8 +34,8 @@ class Way:
 @dataclass(frozen=True)
 class Run:
     tokens_per_s: float
-    #: Median over the streams, in seconds.
-    ttft_s: float
+    #: Median over the streams, in seconds; None for what does not stream.
+    ttft_s: float | None
 
 
 def through_plait(address: str) -> Way:
@@ -44,7 +47,7 @@ def straight_to_torchserve(state: Path) -> Way:
     port = json.loads((home / "endpoints.json").read_text())["inference"]
     key = json.loads((home / "key_file.json").read_text())["inference"]["key"]
     headers = {"Authorization": f"Bearer {key}"}
-    return Way("TorchServe", f"http://127.0.0.1:{port}/predictions/demo__r0", headers, {})
+    return Way(TORCHSERVE, f"http://127.0.0.1:{port}/predictions/demo__r0", headers, {})
 
 
 def run(way: Way, num_streams: int, num_tokens: int) -> Run:
@@ -81,10 +84,28 @@ def run(way: Way, num_streams: int, num_tokens: int) -> Run:
     return Run(total / took, statistics.median(first for first, _ in results))
 
 
+def whole_model(folder: Path, num_streams: int, num_tokens: int) -> Run:
+    """The limit: ``generate`` of transformers, unsplit, one thread, all prompts in one batch."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts = [f"def f{index % 10}(self):\n" for index in range(num_streams)]
+    encoded = AutoTokenizer.from_pretrained(folder)(prompts, return_tensors="pt")
+    began = time.perf_counter()
+    with torch.inference_mode():
+        model.generate(
+            **encoded, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False
+        )
+    return Run(num_streams * num_tokens / (time.perf_counter() - began), None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--address", default="http://127.0.0.1:8700")
     parser.add_argument("--state", type=Path, default=Path(".plait"))
+    parser.add_argument("--model", type=Path, default=Path("models/demo"))
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -96,11 +117,14 @@ def main() -> None:
         for _ in range(options.rounds):
             for way in ways:
                 runs[way.name].append(run(way, num_streams, options.tokens))
+            whole = whole_model(options.model, num_streams, options.tokens)
+            runs.setdefault(WHOLE_MODEL, []).append(whole)
         median = {n: statistics.median(r.tokens_per_s for r in each) for n, each in runs.items()}
         for name, each in runs.items():
-            ttft = statistics.median(r.ttft_s for r in each)
-            ratio = median[name] / median["TorchServe"]
-            print(f"| {num_streams} | {name} | {median[name]:.0f} | {ttft:.3f} s | {ratio:.2f} |")
+            first = [r.ttft_s for r in each if r.ttft_s is not None]
+            ttft = f"{statistics.median(first):.3f} s" if first else "-"
+            ratio = median[name] / median[TORCHSERVE]
+            print(f"| {num_streams} | {name} | {median[name]:.0f} | {ttft} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

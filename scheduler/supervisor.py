@@ -59,7 +59,6 @@ class Program:
 class _Child:
     program: Program
     process: asyncio.subprocess.Process | None = None
-    num_starts: int = 0
     failed_starts: int = 0
     keeper: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -128,7 +127,6 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=die_with_supervisor,
             )
-        child.num_starts += 1
         log.info("process_started", name=program.name, pid=child.process.pid)
 
     async def _keep(self, child: _Child) -> None:

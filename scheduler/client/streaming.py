@@ -68,6 +68,7 @@ class Watcher:
         self._patience_s = patience_s
         self._tell = tell
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+        # Generated code, without types.
         self._stub = TaskServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __repr__(self) -> str:

@@ -119,7 +119,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
 
     # -- a runner's stream
 
-    async def Connect(  # noqa: N802
+    async def Connect(
         self,
         request_iterator: AsyncIterator[pb.RunnerMessage],
         context: grpc.aio.ServicerContext[pb.RunnerMessage, pb.ControlMessage],

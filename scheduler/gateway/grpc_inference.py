@@ -32,7 +32,7 @@ class InferenceService(InferenceAPIsServiceServicer):
     def __init__(self, front: Front) -> None:
         self._front = front
 
-    async def Ping(  # noqa: N802
+    async def Ping(
         self,
         request: Empty,  # noqa: ARG002 - the signature is gRPC's
         context: Any,
@@ -42,7 +42,7 @@ class InferenceService(InferenceAPIsServiceServicer):
                 raise Unavailable("Unhealthy: the store refuses")
             return pb.TorchServeHealthResponse(health="Healthy")
 
-    async def Predictions(  # noqa: N802
+    async def Predictions(
         self, request: pb.PredictionsRequest, context: Any
     ) -> pb.PredictionResponse:
         async with problems_as_status(context):
@@ -55,7 +55,7 @@ class InferenceService(InferenceAPIsServiceServicer):
                 body, _ = await whole(self._front, task, prediction)
                 return pb.PredictionResponse(prediction=body)
 
-    async def StreamPredictions(  # noqa: N802
+    async def StreamPredictions(
         self, request: pb.PredictionsRequest, context: Any
     ) -> AsyncIterator[pb.PredictionResponse]:
         async with problems_as_status(context):

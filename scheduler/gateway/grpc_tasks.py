@@ -32,9 +32,7 @@ class TaskService(TaskServiceServicer):
     def __init__(self, front: Front) -> None:
         self._front = front
 
-    async def Watch(  # noqa: N802
-        self, request: pb.WatchRequest, context: Any
-    ) -> AsyncIterator[pb.TaskEvent]:
+    async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.TaskEvent]:
         async with problems_as_status(context):
             named = request.tenant
             tenant = parse_tenant(named, "tenant") if named else tenant_of(context)

@@ -166,6 +166,7 @@ class Runner:
         outbox: asyncio.Queue[pb.RunnerMessage] = asyncio.Queue()
         outbox.put_nowait(self._hello())
         async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
+            # Generated code, without types.
             stub = rpc.RunnerServiceStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Connect()
             talk = [

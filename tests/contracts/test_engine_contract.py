@@ -13,14 +13,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import GemmaConfig  # noqa: E402
+from transformers import GemmaConfig
 
-from handlers import model_config  # noqa: E402
-from handlers.engines.base import Answer, Engine, Place, Request, is_final  # noqa: E402
-from handlers.lifecycle import start_engine  # noqa: E402
-from handlers.model_config import ModelConfig  # noqa: E402
-from handlers.testing.random_model import write_random_model  # noqa: E402
-from handlers.wire import BadRequest, EmbeddingRequest, GenerationRequest  # noqa: E402
+from handlers import model_config
+from handlers.engines.base import Answer, Engine, Place, Request, is_final
+from handlers.lifecycle import start_engine
+from handlers.model_config import ModelConfig
+from handlers.testing.random_model import write_random_model
+from handlers.wire import BadRequest, EmbeddingRequest, GenerationRequest
 
 TIMEOUT_S = 30.0
 

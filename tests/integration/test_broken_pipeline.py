@@ -15,10 +15,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers import LlamaConfig  # noqa: E402
+from transformers import LlamaConfig
 
-from handlers.testing.random_model import write_random_model  # noqa: E402
-from tests.integration.replica import Replica  # noqa: E402
+from handlers.testing.random_model import write_random_model
+from tests.integration.replica import Replica
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402  # after the skip
+from transformers import AutoModelForCausalLM, AutoTokenizer  # after the skip
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from handlers.pipeline.encoder_stage import (  # noqa: E402 - it needs torch
+from handlers.pipeline.encoder_stage import (
     FAMILIES,
     EncoderStage,
     Pooling,

@@ -17,20 +17,15 @@ from scheduler.rpc import inference_pb2, plait_pb2
 from scheduler.rpc.inference_pb2_grpc import InferenceAPIsServiceStub
 from scheduler.rpc.plait_pb2_grpc import TaskServiceStub
 from scheduler.task import Submission, TaskState
-from tests.integration.gateway_system import MAX_BODY_BYTES, NUM_WORDS_HELD, GatewaySystem
-from tests.integration.test_gateway_http import ended, first_task
+from tests.integration.gateway_system import (
+    MAX_BODY_BYTES,
+    NUM_WORDS_HELD,
+    GatewaySystem,
+    ended,
+    first_task,
+)
 
 HOLD = json.dumps({"prompt": "hold", "max_new_tokens": 6}).encode()
-
-
-@pytest_asyncio.fixture
-async def system() -> AsyncIterator[GatewaySystem]:
-    running = GatewaySystem()
-    await running.open()
-    yield running
-    assert running.runner is not None
-    await running.runner.close()
-    await running.close()
 
 
 @pytest_asyncio.fixture

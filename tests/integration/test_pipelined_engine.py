@@ -11,11 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig
 
-from handlers.testing.random_model import write_random_model  # noqa: E402
-from handlers.wire import Failure, Finish  # noqa: E402
-from tests.integration.replica import Replica  # noqa: E402
+from handlers.testing.random_model import write_random_model
+from handlers.wire import Failure, Finish
+from tests.integration.replica import Replica
 
 #: Two ranks take seconds to import their libraries, and a minute on a machine with no idle core.
 pytestmark = pytest.mark.timeout(150)

@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from safetensors.torch import load_file  # noqa: E402  # after the skip
-from transformers import AutoModelForCausalLM, PretrainedConfig  # noqa: E402
+from safetensors.torch import load_file  # after the skip
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from handlers.testing.random_model import main, write_random_model  # noqa: E402
+from handlers.testing.random_model import main, write_random_model
 
 FAMILIES = ("Llama", "Gemma", "Gemma2", "Gemma3Text", "GPT2", "Qwen2")
 

@@ -6,8 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from handlers.pipeline.sampling import draw, gumbel  # noqa: E402
-from handlers.pipeline.step import Row, Sampling  # noqa: E402
+from handlers.pipeline.sampling import draw, gumbel
+from handlers.pipeline.step import Row, Sampling
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, 1.5])
 

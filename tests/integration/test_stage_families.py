@@ -14,13 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM
 
-from handlers.pipeline import surgery  # noqa: E402
-from handlers.pipeline.sampling import draw  # noqa: E402
-from handlers.pipeline.schedule import Schedule, Sequence  # noqa: E402
-from handlers.pipeline.stage import Stage  # noqa: E402
-from handlers.testing.random_model import write_random_model  # noqa: E402
+from handlers.pipeline import surgery
+from handlers.pipeline.sampling import draw
+from handlers.pipeline.schedule import Schedule, Sequence
+from handlers.pipeline.stage import Stage
+from handlers.testing.random_model import write_random_model
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "Llama": {},
