@@ -67,11 +67,31 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     generated: tuple[int, ...] = ()
+    #: Tokens less likely than this share of the likeliest one are left out; 0 keeps every token.
+    min_p: float = 0.0
+    #: Divides (or multiplies, below 0) the logits of tokens in prompt and answer; 1 changes none.
+    repetition_penalty: float = 1.0
+    #: Taken from the logits of tokens the answer already holds, once, and once per occurrence.
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    #: (token id, what is added to its logit).
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    #: None: no log probabilities; else those of the tokens drawn and of so many likeliest ones.
+    logprobs: int | None = None
+    #: Answers to one prompt, each with noise of its own.
+    n: int = 1
+    #: What the answer must match: a JSON schema (as JSON text), or a regular expression.
+    json_schema: str | None = None
+    regex: str | None = None
+
+    def generated_of(self, index: int) -> tuple[int, ...]:
+        """What earlier attempts produced of the answer ``index``, 0 to ``n`` - 1."""
+        return self.generated if index == 0 else ()
 
     def to_document(self) -> dict[str, Any]:
         """The JSON object that :func:`parse_generation` reads back; unset fields are left out."""
         document = {key: value for key, value in asdict(self).items() if value is not None}
-        for name in ("stop", "generated"):
+        for name in ("stop", "generated", "logit_bias"):
             if not document[name]:
                 del document[name]
         return document
@@ -88,6 +108,15 @@ class EmbeddingRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was, before temperature and filters: natural logarithms."""
+
+    logprob: float
+    #: The likeliest tokens and theirs, most likely first.
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens that follow those sent before, and the text they add.
 
@@ -97,6 +126,10 @@ class Chunk:
 
     token_ids: tuple[int, ...]
     text: str
+    #: Which of the request's ``n`` answers goes on.
+    index: int = 0
+    #: One for each token; empty unless they were asked for.
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +141,8 @@ class Finish:
     num_prompt_tokens: int
     #: All tokens of the answer, those of earlier attempts included.
     num_output_tokens: int
+    #: The reason of each answer when there are several; empty when there is one.
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
