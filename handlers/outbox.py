@@ -1,8 +1,8 @@
 """Where an engine's threads leave answers and the handler's thread picks them up.
 
 Each open request has its own list. Answers for a request that was dropped are thrown away, so a
-producer need not know that a client left. Adjacent chunks become one: what piled up while nobody
-looked costs one frame. It does not know what an answer means beyond that.
+producer need not know that a client left. Chunks of one answer become one: what piled up while
+nobody looked costs one frame. It does not know what an answer means beyond that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.wire import Chunk, Failure, Finish, Frame
+from handlers.wire import Chunk, Failure, Finish, Frame, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,10 @@ class Outbox:
 
 
 def _append(answers: list[Answer], answer: Answer) -> None:
-    last = answers[-1] if answers else None
-    if isinstance(last, Chunk) and isinstance(answer, Chunk):
-        answers[-1] = Chunk(last.token_ids + answer.token_ids, last.text + answer.text)
-    else:
-        answers.append(answer)
+    # Only a final answer ends a run of chunks, so the place among other answers' chunks is free.
+    if isinstance(answer, Chunk):
+        for place, kept in enumerate(answers):
+            if isinstance(kept, Chunk) and kept.index == answer.index:
+                answers[place] = join(kept, answer)
+                return
+    answers.append(answer)

@@ -3,8 +3,9 @@
 Both ends use this file: the gateway parses what a client sent with it, the runner writes what it
 posts to TorchServe with it, and the handler inside the worker parses that again. So a request is
 refused for the same reason, in the same words, wherever it is refused. It needs the standard
-library only and knows neither a tokenizer nor a model: a prompt's length in tokens is checked by
-whoever has one.
+library only and knows neither a tokenizer nor a model: a prompt's length in tokens, the ids a
+vocabulary has, and whether a schema or regular expression can be compiled are checked by whoever
+has one. Single fields are read in ``fields``; here is what makes them a request.
 
 Answers of a generation are lines of JSON, one *frame* a line: any number of :class:`Chunk`, then
 one :class:`Finish`, or an :class:`Failure` in its place.
@@ -13,35 +14,55 @@ one :class:`Finish`, or an :class:`Failure` in its place.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-#: Longest prompt taken, in bytes of UTF-8; a ceiling for memory, not for the model.
-MAX_PROMPT_BYTES: Final = 4 * 1024 * 1024
-#: Most tokens one request may ask for; a model's own context is usually the tighter bound.
-MAX_NEW_TOKENS: Final = 1_000_000
-#: Most stop strings, and the longest of them in characters.
-MAX_STOP_STRINGS: Final = 16
-MAX_STOP_CHARS: Final = 256
-#: Most texts in one embedding request.
+from handlers import fields
+from handlers.fields import BadRequest, json_type
+from handlers.frames import (
+    Chunk,
+    Failure,
+    Finish,
+    Frame,
+    TokenLogprob,
+    decode_frame,
+    encode_frame,
+    join,
+    logprob_document,
+    parse_logprob,
+)
+
+__all__ = [
+    "GENERATION_FIELDS",
+    "MAX_EMBEDDING_INPUTS",
+    "PARSERS",
+    "BadRequest",
+    "Chunk",
+    "ClassificationRequest",
+    "EmbeddingRequest",
+    "Failure",
+    "Finish",
+    "Frame",
+    "GenerationRequest",
+    "Request",
+    "TokenLogprob",
+    "decode_frame",
+    "decode_object",
+    "encode_frame",
+    "join",
+    "logprob_document",
+    "parse_classification",
+    "parse_embedding",
+    "parse_generation",
+    "parse_logprob",
+]
+
+#: Most texts in one embedding or classification request.
 MAX_EMBEDDING_INPUTS: Final = 2048
-MAX_SEED: Final = 2**63 - 1
-
-
-class BadRequest(ValueError):
-    """A request that cannot be served as it is; ``field`` names what to change.
-
-    ``status`` is the HTTP status to answer with: 400 for a body that is no JSON object, 413 for
-    one that is too large, 422 for a field with a value that is not allowed.
-    """
-
-    def __init__(self, field: str, message: str, status: int = 422) -> None:
-        super().__init__(f"{field}: {message}" if field else message)
-        self.field = field
-        self.message = message
-        self.status = status
+#: Most answers to one prompt, and most likeliest tokens that are told beside each.
+MAX_ANSWERS: Final = 16
+MAX_LOGPROBS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +87,7 @@ class GenerationRequest:
     #: Generation ends before the first of these that the text would contain.
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    #: Of the first answer; of the others below.
     generated: tuple[int, ...] = ()
     #: Tokens less likely than this share of the likeliest one are left out; 0 keeps every token.
     min_p: float = 0.0
@@ -84,17 +106,53 @@ class GenerationRequest:
     json_schema: str | None = None
     regex: str | None = None
 
+    #: What earlier attempts produced of the answers 1 to ``n`` - 1; empty: nothing of any.
+    other_generated: tuple[tuple[int, ...], ...] = ()
+
     def generated_of(self, index: int) -> tuple[int, ...]:
         """What earlier attempts produced of the answer ``index``, 0 to ``n`` - 1."""
-        return self.generated if index == 0 else ()
+        if index == 0:
+            return self.generated
+        return self.other_generated[index - 1] if self.other_generated else ()
 
     def to_document(self) -> dict[str, Any]:
-        """The JSON object that :func:`parse_generation` reads back; unset fields are left out."""
-        document = {key: value for key, value in asdict(self).items() if value is not None}
-        for name in ("stop", "generated", "logit_bias"):
-            if not document[name]:
+        """The JSON object that :func:`parse_generation` reads back.
+
+        Fields that came later are left out where they change nothing, so that a request is the
+        same document it was to an older Plait: an idempotency key still finds its task.
+        """
+        document = asdict(self)
+        del document["other_generated"]
+        for name, unset in _LEFT_OUT.items():
+            if document[name] == unset:
                 del document[name]
+        if self.logit_bias:
+            document["logit_bias"] = {str(token): bias for token, bias in self.logit_bias}
+        if self.n > 1:
+            answers = [list(self.generated_of(index)) for index in range(self.n)]
+            document["generated"] = answers
+            if not any(answers):
+                del document["generated"]
         return document
+
+
+#: Fields that a document does without when they have this value.
+_LEFT_OUT: Final[Mapping[str, Any]] = {
+    "prompt": None,
+    "prompt_token_ids": None,
+    "seed": None,
+    "stop": (),
+    "generated": (),
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": (),
+    "logprobs": None,
+    "n": 1,
+    "json_schema": None,
+    "regex": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,78 +166,17 @@ class EmbeddingRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """How likely a token was, before temperature and filters: natural logarithms."""
+class ClassificationRequest:
+    """Texts to sort into the model's classes, each on its own."""
 
-    logprob: float
-    #: The likeliest tokens and theirs, most likely first.
-    top: tuple[tuple[int, float], ...] = ()
+    inputs: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens that follow those sent before, and the text they add.
-
-    ``text`` may be empty although there are tokens (half of a UTF-8 sequence, or the beginning of
-    what may become a stop string), and there may be text without tokens (what was held back).
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    #: Which of the request's ``n`` answers goes on.
-    index: int = 0
-    #: One for each token; empty unless they were asked for.
-    logprobs: tuple[TokenLogprob, ...] = ()
+    def to_document(self) -> dict[str, Any]:
+        return {"input": list(self.inputs)}
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The end of a generation."""
-
-    #: "eos": the model ended it; "stop": a stop string; "length": ``max_new_tokens`` or context.
-    reason: str
-    num_prompt_tokens: int
-    #: All tokens of the answer, those of earlier attempts included.
-    num_output_tokens: int
-    #: The reason of each answer when there are several; empty when there is one.
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a request has no answer; below 500 the request is at fault, from 500 on the server."""
-
-    status: int
-    message: str
-    field: str = ""
-
-
-Frame = Chunk | Finish | Failure
-Parser = Callable[[Mapping[str, Any]], GenerationRequest | EmbeddingRequest]
-
-
-def encode_frame(frame: Frame) -> str:
-    """One frame as a line of JSON, its line end included."""
-    return json.dumps(asdict(frame), ensure_ascii=False, separators=(",", ":")) + "\n"
-
-
-def decode_frame(line: str | bytes) -> Frame:
-    """The frame of one line.
-
-    Raises:
-        ValueError: the line is not a frame; the peer speaks another version, or is broken.
-    """
-    document = json.loads(line)
-    if not isinstance(document, dict):
-        raise ValueError(f"not a frame: {line!r:.80}")
-    try:
-        if "text" in document:
-            return Chunk(tuple(document["token_ids"]), document["text"])
-        if "reason" in document:
-            return Finish(**document)
-        return Failure(**document)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a frame: {line!r:.80}") from error
+Request = GenerationRequest | EmbeddingRequest | ClassificationRequest
+Parser = Callable[[Mapping[str, Any]], Request]
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
@@ -194,11 +191,11 @@ def decode_object(body: bytes) -> dict[str, Any]:
         message = f"not UTF-8: byte 0x{body[error.start]:02x} at position {error.start}"
         raise BadRequest("", f"the body is {message}", 400) from None
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
+        document = json.loads(text, parse_constant=fields.refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadRequest("", f"the body is not JSON: {error}", 400) from None
     if not isinstance(document, dict):
-        kind = _json_type(document)
+        kind = json_type(document)
         raise BadRequest("", f"the body must be a JSON object, not {kind}", 400)
     return document
 
@@ -213,10 +210,30 @@ def parse_generation(document: Mapping[str, Any]) -> GenerationRequest:
     values = {name: GENERATION_FIELDS[name](name, value) for name, value in document.items()}
     if ("prompt" in values) == ("prompt_token_ids" in values):
         raise BadRequest("prompt", "give exactly one of 'prompt' and 'prompt_token_ids'")
-    request = GenerationRequest(**values)
-    if len(request.generated) > request.max_new_tokens:
-        raise BadRequest("generated", "holds more tokens than 'max_new_tokens' allows")
+    first, *others = values.pop("generated", ((),))
+    request = GenerationRequest(**values, generated=first, other_generated=tuple(others))
+    _check_generated(request, 1 + len(others))
+    _check_grammar(request)
     return request
+
+
+def _check_generated(request: GenerationRequest, num_answers: int) -> None:
+    if num_answers not in (1, request.n) or (request.n > 1 == num_answers and request.generated):
+        raise BadRequest(
+            "generated", f"must hold {request.n} lists of token ids, one for each answer ('n')"
+        )
+    if any(len(request.generated_of(i)) > request.max_new_tokens for i in range(request.n)):
+        raise BadRequest("generated", "holds more tokens than 'max_new_tokens' allows")
+
+
+def _check_grammar(request: GenerationRequest) -> None:
+    if request.json_schema is not None and request.regex is not None:
+        raise BadRequest("regex", "give 'json_schema' or 'regex', not both")
+    if request.ignore_eos and (request.json_schema or request.regex):
+        name = "json_schema" if request.json_schema else "regex"
+        raise BadRequest(
+            "ignore_eos", f"must be false with {name!r}, which says where the answer ends"
+        )
 
 
 def parse_embedding(document: Mapping[str, Any]) -> EmbeddingRequest:
@@ -225,20 +242,37 @@ def parse_embedding(document: Mapping[str, Any]) -> EmbeddingRequest:
     Raises:
         BadRequest: a field is unknown, missing, of the wrong type or out of range.
     """
+    return EmbeddingRequest(_inputs(document))
+
+
+def parse_classification(document: Mapping[str, Any]) -> ClassificationRequest:
+    """A classification request from its JSON object: ``{"input": text or [text, ...]}``.
+
+    Raises:
+        BadRequest: a field is unknown, missing, of the wrong type or out of range.
+    """
+    return ClassificationRequest(_inputs(document))
+
+
+def _inputs(document: Mapping[str, Any]) -> tuple[str, ...]:
     _refuse_unknown(document, ("input",))
     if "input" not in document:
         raise BadRequest("input", "is missing: a text, or a list of texts")
     given = document["input"]
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts:
-        raise BadRequest("input", f"must be a text or a list of texts, not {_json_type(given)}")
+        raise BadRequest("input", f"must be a text or a list of texts, not {json_type(given)}")
     if len(texts) > MAX_EMBEDDING_INPUTS:
         raise BadRequest("input", f"holds {len(texts)} texts; allowed are {MAX_EMBEDDING_INPUTS}")
-    return EmbeddingRequest(tuple(_text(f"input[{i}]", text) for i, text in enumerate(texts)))
+    return tuple(fields.text(f"input[{i}]", text) for i, text in enumerate(texts))
 
 
 #: What parses a request's document, by the kind of task a model does.
-PARSERS: Final[Mapping[str, Parser]] = {"generate": parse_generation, "embed": parse_embedding}
+PARSERS: Final[Mapping[str, Parser]] = {
+    "generate": parse_generation,
+    "embed": parse_embedding,
+    "classify": parse_classification,
+}
 
 
 def _refuse_unknown(document: Mapping[str, Any], allowed: Collection[str]) -> None:
@@ -247,98 +281,25 @@ def _refuse_unknown(document: Mapping[str, Any], allowed: Collection[str]) -> No
             raise BadRequest(str(name)[:64], f"unknown field; allowed are: {', '.join(allowed)}")
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _json_type(value: object) -> str:
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list"}
-    if value is None:
-        return "null"
-    return "an empty list" if value == [] else names.get(type(value), "an object")
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise BadRequest(name, f"must be a text, not {_json_type(value)}")
-    if not value:
-        raise BadRequest(name, "must not be empty")
-    try:
-        size = len(value.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise BadRequest(name, "holds a lone surrogate, which is not valid Unicode") from None
-    if size > MAX_PROMPT_BYTES:
-        raise BadRequest(name, f"is {size} bytes long; allowed are {MAX_PROMPT_BYTES}", 413)
-    return value
-
-
-def _integer(low: int, high: int) -> Callable[[str, object], int]:
-    def parse(name: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadRequest(name, f"must be a whole number, not {_json_type(value)}")
-        if not low <= value <= high:
-            raise BadRequest(name, f"is {value}; allowed are {low} to {high}")
-        return value
-
-    return parse
-
-
-def _number(
-    low: float, high: float, *, exclude_low: bool = False
-) -> Callable[[str, object], float]:
-    def parse(name: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadRequest(name, f"must be a number, not {_json_type(value)}")
-        in_range = low <= value <= high and not (exclude_low and value == low)
-        if not in_range or not math.isfinite(value):
-            above = f"above {low:g}, up to" if exclude_low else f"{low:g} to"
-            raise BadRequest(name, f"is {value}; allowed are {above} {high:g}")
-        return float(value)
-
-    return parse
-
-
-def _boolean(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise BadRequest(name, f"must be true or false, not {_json_type(value)}")
-    return value
-
-
-def _stop_strings(name: str, value: object) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list | tuple):
-        raise BadRequest(name, f"must be a text or a list of texts, not {_json_type(value)}")
-    if len(stops) > MAX_STOP_STRINGS:
-        raise BadRequest(name, f"holds {len(stops)} texts; allowed are {MAX_STOP_STRINGS}")
-    for i, stop in enumerate(stops):
-        if len(_text(f"{name}[{i}]", stop)) > MAX_STOP_CHARS:
-            raise BadRequest(f"{name}[{i}]", f"is longer than {MAX_STOP_CHARS} characters")
-    return tuple(stops)
-
-
-def _token_ids(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, list | tuple):
-        raise BadRequest(name, f"must be a list of token ids, not {_json_type(value)}")
-    parse = _integer(0, 2**31 - 1)
-    return tuple(parse(f"{name}[{i}]", token) for i, token in enumerate(value))
-
-
-def _prompt_token_ids(name: str, value: object) -> tuple[int, ...]:
-    if not (token_ids := _token_ids(name, value)):
-        raise BadRequest(name, "must not be empty")
-    return token_ids
-
-
 #: Every field a generation request may have, and what reads it.
-GENERATION_FIELDS: Final[Mapping[str, Callable[[str, object], Any]]] = {
-    "prompt": _text,
-    "prompt_token_ids": _prompt_token_ids,
-    "max_new_tokens": _integer(1, MAX_NEW_TOKENS),
-    "temperature": _number(0.0, 10.0),
-    "top_k": _integer(0, 2**31 - 1),
-    "top_p": _number(0.0, 1.0, exclude_low=True),
-    "seed": _integer(0, MAX_SEED),
-    "stop": _stop_strings,
-    "ignore_eos": _boolean,
-    "generated": _token_ids,
+GENERATION_FIELDS: Final[Mapping[str, fields.Reader]] = {
+    "prompt": fields.text,
+    "prompt_token_ids": fields.prompt_token_ids,
+    "max_new_tokens": fields.integer(1, fields.MAX_NEW_TOKENS),
+    "temperature": fields.number(0.0, 10.0),
+    "top_k": fields.integer(0, 2**31 - 1),
+    "top_p": fields.number(0.0, 1.0, exclude_low=True),
+    "min_p": fields.number(0.0, 1.0),
+    "repetition_penalty": fields.number(0.0, 10.0, exclude_low=True),
+    "presence_penalty": fields.number(-2.0, 2.0),
+    "frequency_penalty": fields.number(-2.0, 2.0),
+    "logit_bias": fields.logit_bias,
+    "seed": fields.integer(0, fields.MAX_SEED),
+    "stop": fields.stop_strings,
+    "ignore_eos": fields.boolean,
+    "logprobs": fields.integer(0, MAX_LOGPROBS),
+    "n": fields.integer(1, MAX_ANSWERS),
+    "json_schema": fields.json_schema,
+    "regex": fields.regex,
+    "generated": fields.generated,
 }

@@ -33,6 +33,14 @@ def test_adjacent_chunks_become_one() -> None:
     assert outbox.take("a") == [Chunk((1, 2, 3), "xy")]
 
 
+def test_chunks_of_several_answers_become_one_each() -> None:
+    outbox = opened("a")
+    for token in (1, 2):
+        outbox.put("a", [Chunk((token,), "x"), Chunk((token + 5,), "y", 1)])
+
+    assert outbox.take("a") == [Chunk((1, 2), "xx"), Chunk((6, 7), "yy", 1)]
+
+
 def test_answers_for_a_request_that_is_not_open_are_thrown_away() -> None:
     outbox = opened("a")
     outbox.drop("a")
