@@ -1,99 +1,102 @@
 """Decides which rows go through the pipeline next.
 
-Sequences live in the *slots* of the cache; the slots are divided into *lanes*, and a lane has at
-most one step in flight. With one lane per stage every stage has work: while one computes the
-first lane, the next computes the second. New sequences go to the emptiest lane, because a step
-costs nearly the same for one row as for several and the fullest lane sets the pace.
+Whoever drives it repeats: send every step that :meth:`Schedule.issue` gives, until it gives None;
+then wait for a result and :meth:`~Schedule.apply` it. Stages must run the steps in the order they
+were issued.
 
-A step takes from each row the tokens the cache does not hold yet. More than one means *prefill*,
-of a prompt or of what an earlier attempt generated; it is cut into chunks, and a lane alternates
-between a chunk and a *decode* step of one token for its other rows, so that a long prompt slows
-the others by a bounded step and never stops them.
-
-It knows neither tensors nor processes, and not when a sequence is complete: the caller says so.
+It knows neither tensors nor processes nor the time, and not when a sequence is complete: the
+caller says so.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-from handlers.pipeline.step import Operation, Row, Sampling, Step
+from handlers.pipeline import batching
+from handlers.pipeline.batching import Share
+from handlers.pipeline.lanes import LaneModel
+from handlers.pipeline.sequence import Sequence
+from handlers.pipeline.step import BLOCK, Draw, Step
 
-#: Windows are rounded up to this many positions, so that the shapes of steps repeat.
-WINDOW_STEP = 64
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """The tokens of one request, and how many of them the cache holds."""
-
-    request_id: str
-    #: Prompt, then generated tokens; the last one is never in the cache yet.
-    token_ids: list[int]
-    sampling: Sampling = field(default_factory=Sampling)
-    num_cached: int = 0
-    #: None: waiting for a slot, or removed.
-    slot: int | None = None
-    #: Counts up in the order of arrival.
-    arrival: int = 0
-
-    @property
-    def num_missing(self) -> int:
-        """Tokens that must go through the layers before the next one can be drawn."""
-        return len(self.token_ids) - self.num_cached
+__all__ = ["Schedule", "Sequence", "Shape"]
 
 
 @dataclass(frozen=True, slots=True)
-class Issue:
-    """A step to run, with the tokens of its rows, which only the first stage needs."""
+class Shape:
+    """What a pipeline has room for."""
 
-    step: Step
-    token_ids: tuple[tuple[int, ...], ...]
-
-
-@dataclass(slots=True)
-class _Lane:
-    rows: list[Sequence | None]
-    first_slot: int
-    #: The rows of the step in flight, None for rows computed for nothing; None: no step.
-    in_flight: list[tuple[Sequence | None, int]] | None = None
-    prefilled_last: bool = False
+    num_stages: int
+    #: Slots, so sequences that run at once.
+    max_rows: int
+    #: Most tokens of a prefill step.
+    prefill_chunk: int
+    #: Most tokens of a sequence.
+    max_context: int
+    #: Blocks of keys and values in every stage, the scratch block not counted.
+    num_blocks: int
+    is_exact: bool = False
+    has_prefix_cache: bool = True
+    #: A prefill step takes at most this many times a decode cycle, while anyone decodes.
+    gap_factor: float = 1.5
 
     @property
-    def num_taken(self) -> int:
-        return sum(row is not None for row in self.rows)
+    def blocks_per_slot(self) -> int:
+        """Blocks that hold a whole context."""
+        return -(-self.max_context // BLOCK)
+
+    @property
+    def is_home(self) -> bool:
+        """Whether every slot owns blocks for a whole context, so that steps name none."""
+        return self.num_blocks >= self.max_rows * self.blocks_per_slot
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step on its way."""
+
+    #: With the life the sequence had when the step was issued, and the row's end.
+    rows: tuple[tuple[Sequence, int, int] | None, ...]
+    is_decode: bool
+    num_lanes: int
 
 
 class Schedule:
     """The sequences of one replica: waiting, in slots, and in flight."""
 
-    def __init__(self, num_lanes: int, rows_per_lane: int, chunk: int, cache_length: int) -> None:
-        self._chunk = chunk
-        self._cache_length = cache_length
-        self._lanes = [
-            _Lane([None] * rows_per_lane, lane * rows_per_lane) for lane in range(num_lanes)
-        ]
-        self._waiting: deque[Sequence] = deque()
-        self._in_flight: deque[_Lane] = deque()
-        self._num_arrived = 0
+    def __init__(self, shape: Shape, lanes: LaneModel) -> None:
+        if not shape.is_home:
+            raise ValueError("only the home layout, for now")
+        self._shape, self._lanes = shape, lanes
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence | None] = [None] * shape.max_rows
+        self._flights: dict[int, _Flight] = {}
+        self._num_arrived = self._num_issued = 0
+        self._is_parked = False
 
     def __repr__(self) -> str:
-        taken = "+".join(str(lane.num_taken) for lane in self._lanes)
-        return f"<Schedule waiting={len(self._waiting)} rows={taken} steps={self.num_in_flight}>"
+        running = sum(each is not None for each in self._running)
+        return (
+            f"<Schedule waiting={len(self._waiting)} running={running} steps={self.num_in_flight}>"
+        )
 
     @property
     def num_in_flight(self) -> int:
         """Steps that were issued and not yet applied."""
-        return len(self._in_flight)
+        return len(self._flights)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that were added and not removed, in order of arrival."""
+        running = [each for each in self._running if each is not None]
+        return sorted([*self._waiting, *running], key=_arrival)
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait for a slot."""
         self._num_arrived += 1
         sequence.arrival = self._num_arrived
         self._waiting.append(sequence)
-        self._fill()
 
     def remove(self, sequence: Sequence) -> None:
         """Give up a sequence, complete or not; its slot is free at once.
@@ -101,104 +104,118 @@ class Schedule:
         A step of it may still be in flight. Stages work in order, so a successor's first step
         reaches each cache after it.
         """
-        if sequence in self._waiting:
+        if sequence.slot is not None:
+            self._release(sequence)
+        elif sequence in self._waiting:
             self._waiting.remove(sequence)
-        for lane in self._lanes:
-            lane.rows = [None if row is sequence else row for row in lane.rows]
-        sequence.slot = None
-        self._fill()
 
-    def issue(self) -> Issue | None:
-        """The next step, or None when no idle lane has anything to compute."""
-        for lane in self._lanes:
-            if lane.in_flight is None and (rows := self._choose(lane)):
-                lane.in_flight = [(sequence, count) for _, sequence, count in rows]
-                self._in_flight.append(lane)
-                return self._to_issue(rows)
-        return None
+    def issue(self) -> Step | None:
+        """The next step to send, or None when there is nothing to do before a result comes."""
+        if self._is_parked:
+            return None
+        self._admit()
+        decoding = [each for each in self._running if each is not None and each.num_missing <= 1]
+        behind = [each for each in self._running if each is not None and each.num_missing > 1]
+        if (step := self._decode(decoding)) is not None:
+            return step
+        return self._prefill(behind, decoding)
 
-    def apply(self, drawn: Items[int]) -> list[tuple[Sequence, int]]:
-        """Take the result of the oldest step: one token for each of its rows.
+    def apply(self, number: int, draws: Items[Draw | None]) -> list[tuple[Sequence, Draw]]:
+        """Take the result of a step: a draw for each of its rows, None where none was asked for.
+
+        Results come in the order the steps were issued. That of a step from before a reset is
+        not taken.
 
         Returns:
-            The sequences that grew and the token each grew by. Those in the middle of a prefill
-            and those removed in the meantime are not among them.
+            The sequences that grew and the draw each grew by. One whose draw has a fault is among
+            them and did not grow; it does nothing more until it is removed or all is reset.
         """
-        lane = self._in_flight.popleft()
-        rows, lane.in_flight = lane.in_flight or [], None
+        flight = self._flights.pop(number, None)
         grown = []
-        for (sequence, count), token_id in zip(rows, drawn, strict=False):
-            if sequence is None or sequence.slot is None:
+        for row, draw in zip(() if flight is None else flight.rows, draws, strict=False):
+            if row is None or draw is None:
                 continue
-            sequence.num_cached += count
-            if sequence.num_missing == 0:
-                sequence.token_ids.append(token_id)
-                grown.append((sequence, token_id))
+            sequence, life, end = row
+            if sequence.life != life or sequence.slot is None or end != len(sequence.token_ids):
+                continue
+            if not draw.fault:
+                sequence.token_ids.append(draw.token_id)
+            grown.append((sequence, draw))
         return grown
 
-    def _fill(self) -> None:
-        while self._waiting:
-            lane = min(self._lanes, key=lambda lane: lane.num_taken)
-            if None not in lane.rows:
-                return
-            row = lane.rows.index(None)
-            sequence = self._waiting.popleft()
-            lane.rows[row], sequence.slot = sequence, lane.first_slot + row
+    def observe(self, number: int, stage: int, seconds: float) -> None:
+        """A stage took so long for a step; before the step's result is applied."""
+        flight = self._flights.get(number)
+        if flight is not None and flight.is_decode:
+            self._lanes.observe(flight.num_lanes, len(flight.rows), stage, seconds)
 
-    def _choose(self, lane: _Lane) -> list[tuple[int, Sequence | None, int]]:
-        """The slots, sequences and token counts of a lane's next step."""
-        present = [row for row in lane.rows if row is not None]
-        ready = [row for row in present if row.num_missing == 1]
-        behind = [row for row in present if row.num_missing > 1]
-        lane.prefilled_last = bool(behind) and not (ready and lane.prefilled_last)
-        if lane.prefilled_last:
-            return self._prefill(behind)
-        return _decode(ready)
+    def reset(self) -> None:
+        """Every stage lost its cache: all sequences wait again, in order of arrival."""
+        self._flights.clear()
+        for sequence in self._running:
+            if sequence is not None:
+                self._preempt(sequence)
+        self._is_parked = False
 
-    def _prefill(self, behind: list[Sequence]) -> list[tuple[int, Sequence | None, int]]:
-        """As many rows as keep the step within one chunk of tokens, padding included."""
-        chosen: list[tuple[int, Sequence | None, int]] = []
-        width = 0
-        # In order of arrival: were the shortest first, a long prompt could wait for ever.
-        for sequence in sorted(behind, key=lambda sequence: sequence.arrival):
-            count = min(sequence.num_missing, self._chunk)
-            width = max(width, count)
-            if chosen and (len(chosen) + 1) * width > self._chunk:
-                break
-            chosen.append((_slot(sequence), sequence, count))
-        return chosen
+    def park(self) -> None:
+        """Issue nothing more until the next reset; steps in flight still count."""
+        self._is_parked = True
 
-    def _to_issue(self, rows: list[tuple[int, Sequence | None, int]]) -> Issue:
-        width = max(count for _, _, count in rows)
-        parts, tokens, end = [], [], 1
-        for slot, sequence, count in rows:
-            if sequence is None:
-                parts.append(Row(slot, 0, 0))
-                tokens.append((0,) * width)
-                continue
-            start = sequence.num_cached
-            parts.append(Row(slot, start, count, sequence.sampling))
-            row = sequence.token_ids[start : start + count]
-            tokens.append(tuple(row) + (0,) * (width - count))
-            end = max(end, start + count)
-        window = min(-(-end // WINDOW_STEP) * WINDOW_STEP, self._cache_length)
-        return Issue(Step(Operation.FORWARD, width, window, tuple(parts)), tuple(tokens))
+    def _admit(self) -> None:
+        while self._waiting and None in self._running:
+            sequence = self._waiting.pop(0)
+            sequence.slot = self._running.index(None)
+            self._running[sequence.slot] = sequence
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        self._running[sequence.slot] = None
+        sequence.slot, sequence.num_cached, sequence.is_open = None, 0, False
+        sequence.life += 1
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._release(sequence)
+        insort(self._waiting, sequence, key=_arrival)
+
+    def _decode(self, decoding: list[Sequence]) -> Step | None:
+        ready = [each for each in decoding if each.num_missing == 1]
+        lanes = self._lanes.choose(len(decoding))
+        if not ready or sum(each.is_decode for each in self._flights.values()) >= lanes:
+            return None
+        chosen = batching.run_of(ready, -(-len(decoding) // lanes))
+        shares = batching.decode(chosen, is_in_place=self._shape.is_home)
+        return self._send(shares, lanes, is_decode=True)
+
+    def _prefill(self, behind: list[Sequence], decoding: list[Sequence]) -> Step | None:
+        lanes = self._lanes.choose(len(decoding)) if decoding else 0
+        most = max(1, self._shape.num_stages - lanes)
+        in_flight = sum(not each.is_decode for each in self._flights.values())
+        is_too_soon = any(each.num_prefills_passed >= most for each in decoding)
+        if not behind or in_flight >= most or is_too_soon:
+            return None
+        shares = batching.prefill(behind, self._shape.prefill_chunk)
+        for sequence in decoding:
+            sequence.num_prefills_passed += 1
+        return self._send(shares, lanes, is_decode=False)
+
+    def _send(self, shares: list[Share], num_lanes: int, *, is_decode: bool) -> Step:
+        self._num_issued += 1
+        step = batching.write(self._num_issued, shares)
+        rows = [each.sequence for each in shares if each.sequence is not None]
+        opens = tuple(sequence.opening() for sequence in rows if not sequence.is_open)
+        self._flights[step.number] = _Flight(tuple(map(_row, shares)), is_decode, num_lanes)
+        for each in shares:
+            if each.sequence is not None:
+                each.sequence.num_cached += each.num_tokens
+                each.sequence.is_open = True
+                each.sequence.last_issue = self._num_issued
+                each.sequence.num_prefills_passed = 0
+        return replace(step, opens=opens)
 
 
-def _decode(ready: list[Sequence]) -> list[tuple[int, Sequence | None, int]]:
-    """One token for each ready row.
-
-    Neighbouring slots are read from the cache in place, scattered ones are copied. So a few gaps
-    are computed for nothing, and many are not.
-    """
-    slots = {_slot(sequence): sequence for sequence in ready}
-    if not slots:
-        return []
-    span = range(min(slots), max(slots) + 1)
-    wanted = span if len(span) <= 2 * len(slots) else sorted(slots)
-    return [(slot, slots.get(slot), 1 if slot in slots else 0) for slot in wanted]
+def _row(share: Share) -> tuple[Sequence, int, int] | None:
+    return None if share.sequence is None else (share.sequence, share.sequence.life, share.end)
 
 
-def _slot(sequence: Sequence) -> int:
-    assert sequence.slot is not None
-    return sequence.slot
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival

@@ -1,0 +1,92 @@
+"""Decides which sequences share a step, and writes the step down.
+
+Rows are read from the cache in place when their slots lie at equal distances; others are copied
+for every layer. So a decode step takes a run of neighbouring slots where it can, and computes a
+few slots in gaps for nothing. It always takes the sequence that waited longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from handlers.pipeline.sequence import Sequence
+from handlers.pipeline.step import BLOCK, Row, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A row to be: a slot, and how many tokens of whom; None: computed for nothing."""
+
+    slot: int
+    sequence: Sequence | None = None
+    num_tokens: int = 0
+    is_drawn: bool = False
+
+    @property
+    def end(self) -> int:
+        """Position behind the row's last token."""
+        return 0 if self.sequence is None else self.sequence.num_cached + self.num_tokens
+
+
+def share(sequence: Sequence, num_tokens: int) -> Share:
+    """So many of the sequence's missing tokens; it is drawn after the last known one."""
+    assert sequence.slot is not None
+    return Share(sequence.slot, sequence, num_tokens, num_tokens == sequence.num_missing)
+
+
+def run_of(ready: Iterable[Sequence], count: int) -> list[Sequence]:
+    """``count`` sequences whose slots lie close, the one that waited longest among them."""
+    by_slot = sorted(ready, key=_slot)
+    if len(by_slot) <= count:
+        return by_slot
+    first = min(range(len(by_slot)), key=lambda index: by_slot[index].last_issue)
+    starts = range(max(0, first - count + 1), min(first, len(by_slot) - count) + 1)
+    start = min(starts, key=lambda at: _slot(by_slot[at + count - 1]) - _slot(by_slot[at]))
+    return by_slot[start : start + count]
+
+
+def decode(chosen: list[Sequence], *, is_in_place: bool) -> list[Share]:
+    """One token for each; ``is_in_place``: with the gaps filled when they are few."""
+    shares = {_slot(sequence): share(sequence, 1) for sequence in chosen}
+    slots = sorted(shares)
+    span = range(slots[0], slots[-1] + 1)
+    is_even = len({b - a for a, b in pairwise(slots)}) <= 1
+    if not is_in_place or is_even or len(span) - len(slots) > 1 + len(slots) // 4:
+        return [shares[slot] for slot in slots]
+    return [shares.get(slot, Share(slot)) for slot in span]
+
+
+def prefill(behind: Iterable[Sequence], budget: int) -> list[Share]:
+    """Rows in order of arrival, the step within ``budget`` tokens, padding included.
+
+    Were the shortest first, a long prompt could wait for ever.
+    """
+    chosen: list[Share] = []
+    width = 0
+    for sequence in sorted(behind, key=lambda sequence: sequence.arrival):
+        count = min(sequence.num_missing, budget)
+        width = max(width, count)
+        if chosen and (len(chosen) + 1) * width > budget:
+            break
+        chosen.append(share(sequence, count))
+    return chosen
+
+
+def write(number: int, shares: list[Share], width: int | None = None) -> Step:
+    """The step of the shares; ``width``: the longest row's tokens unless more are given."""
+    width = width or max(each.num_tokens for each in shares)
+    rows, tokens = [], []
+    for each in shares:
+        start = 0 if each.sequence is None else each.sequence.num_cached
+        rows.append(Row(each.slot, start, each.num_tokens, each.is_drawn))
+        ids = [] if each.sequence is None else each.sequence.token_ids[start : each.end]
+        tokens.append(tuple(ids) + (0,) * (width - len(ids)))
+    window = -(-max(each.end for each in shares) // BLOCK) * BLOCK
+    return Step(number, width, window, tuple(rows), tuple(tokens))
+
+
+def _slot(sequence: Sequence) -> int:
+    assert sequence.slot is not None
+    return sequence.slot
