@@ -30,7 +30,7 @@ from handlers.outbox import Outbox
 from handlers.pipeline import encoder_stage, process
 from handlers.pipeline.encoder_stage import EncoderStage
 from handlers.pipeline.gpipe import Pipe
-from handlers.pipeline.partition import Weights, plan
+from handlers.pipeline.partition import Costs, Device, plan
 from handlers.pipeline.ragged import MAX_ROWS, plan_steps
 from handlers.pipeline.transport import meet
 from handlers.sources import resolve_source
@@ -204,8 +204,9 @@ def _load_stage(config: ModelConfig, folder: Path, place: Place) -> EncoderStage
     # Without a decoder's head, the layers weigh the same; only the table adds to the first.
     layer = 4 * model.hidden_size**2 + 2 * model.hidden_size * model.intermediate_size
     table = model.vocab_size * model.hidden_size
-    weights = Weights((layer,) * model.num_hidden_layers, table, 0)
-    cut = plan(weights, place.num_ranks, config.partition)[place.rank]
+    device = Device(Costs.of_weights((layer,) * model.num_hidden_layers, table, 0))
+    made = plan([device] * place.num_ranks, explicit=config.partition)
+    cut = made.cuts[place.rank]
     return EncoderStage(folder, cut, getattr(torch, config.dtype), _device(config, place))
 
 

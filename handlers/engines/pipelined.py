@@ -1,94 +1,91 @@
-"""Generates text with a decoder cut into stages, one for each rank.
+"""Generates text with a decoder cut into stages, each in a process of its own.
 
-In every rank it loads that rank's stage; then rank 0 runs the driver and the others serve it, in
-a thread, so that ``start`` returns. Requests are checked and tokenized in the caller's thread:
-what is wrong with one is told at once and never reaches the pipeline.
+Rank 0 is the driver: it reads requests, schedules, and turns tokens into text. It starts one
+process for each stage and brings back those that are lost, while the requests stay open. The
+other ranks, which TorchServe starts so that a worker owns its devices, have nothing to do.
 
-A broken pipeline ends the process. The group is started anew from outside, and the requests go on
-from their journals; nothing in here tries to mend it.
+Requests are checked and tokenized in the caller's thread: what is wrong with one is told at once
+and never reaches the pipeline. When the stages cannot be brought up again the process ends; the
+worker is started anew from outside, and the requests go on from their journals.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Callable
-from collections.abc import Sequence as TokenIds
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer, GenerationConfig
-
 from handlers.engines import base
+from handlers.engines._text import TextModel, generation_of, sampling_of
 from handlers.engines.base import Answer, Place, Request
 from handlers.model_config import ModelConfig
 from handlers.outbox import Outbox
-from handlers.pipeline import partition, process, ranks, surgery, transport
+from handlers.pipeline import process
+from handlers.pipeline.bring_up import make_driver
+from handlers.pipeline.crew import Unfit
 from handlers.pipeline.driver import Cancel, Driver, Start, Stop
-from handlers.pipeline.generation import Generation, Limits
-from handlers.pipeline.schedule import Schedule, Sequence
-from handlers.pipeline.stage import Stage
-from handlers.pipeline.step import Sampling
+from handlers.pipeline.generation import Completion
+from handlers.pipeline.sampling import grammar
+from handlers.pipeline.schedule import Sequence
 from handlers.sources import resolve_source
-from handlers.wire import BadRequest, GenerationRequest
+from handlers.wire import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that closing waits for the step in flight.
-_CLOSE_WITHIN_S = 10.0
+#: Seconds that closing waits for the stages to stop.
+_CLOSE_WITHIN_S = 20.0
 
 
 class Engine(base.Engine):
-    """A pipeline of decoder stages."""
+    """A pipeline of decoder stages, as rank 0 drives it."""
 
-    def __init__(self, model_dir: Path, limits: Limits) -> None:
-        self._limits = limits
-        self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    def __init__(self, config: ModelConfig, place: Place, model_dir: Path) -> None:
+        self._model = TextModel.read(config, model_dir)
         self._outbox = Outbox()
-        self._driver: Driver | None = None
-        self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._refusal: Exception | None = None
+        self._is_closed = False
+        self._driver: Driver = make_driver(
+            config, place, model_dir, self._model.limits, self._outbox.put, self._ready.set
+        )
+        self._thread = threading.Thread(target=self._work, name="pipeline", daemon=True)
 
     def __repr__(self) -> str:
         return f"<pipelined.Engine {self._outbox!r} {self._driver!r}>"
 
     @classmethod
-    def start(cls, config: ModelConfig, place: Place) -> Engine:
-        """Load this rank's stage, wait for the others, begin to work."""
-        model_dir = resolve_source(config)
-        limits = _limits(config, model_dir)
-        transport.meet(place, config.startup_timeout_s)
-        num_lanes = config.num_lanes or place.num_ranks
-        rows_per_lane = -(-config.max_batch // num_lanes)
-        stage = _load(config, place, model_dir, num_lanes * rows_per_lane)
-        engine = cls(model_dir, limits)
-        # Last of all: from here on a rank that is silent is taken for dead.
-        ring = transport.open_ring(place, rows_per_lane)
-        logger.info("stage_ready rank=%d %r", place.rank, stage)
-        if place.rank == 0:
-            schedule = Schedule(num_lanes, rows_per_lane, config.prefill_chunk, config.max_context)
-            engine._driver = Driver(stage, ring, schedule, engine._outbox.put)
-            engine._work(engine._driver.run)
-        else:
-            engine._work(lambda: ranks.serve(stage, ring))
+    def start(cls, config: ModelConfig, place: Place) -> base.Engine:
+        """Start the stages and wait until they stand connected.
+
+        Raises:
+            ValueError: the model cannot be run as it is configured.
+        """
+        if place.rank > 0:
+            return _Placeholder()
+        engine = cls(config, place, resolve_source(config))
+        engine._thread.start()
+        is_ready = engine._ready.wait(config.startup_timeout_s)
+        if engine._refusal is not None:
+            raise ValueError(str(engine._refusal)) from engine._refusal
+        if not is_ready:
+            raise TimeoutError(
+                f"{config.name}: the stages were not ready within {config.startup_timeout_s} s "
+                f"(startupTimeout): {engine._driver!r}"
+            )
         return engine
 
     def submit(self, request_id: str, request: Request) -> None:
-        if not isinstance(request, GenerationRequest):
-            raise BadRequest("", "this model generates text; it makes no embeddings")
-        prompt = request.prompt_token_ids or self._tokenize(request.prompt or "")
-        generation = Generation(request, prompt, self._limits, self._decode)
+        wanted = generation_of(request)
+        start = self._read(request_id, wanted)
         self._outbox.open(request_id)
-        if generation.finish is not None:
-            self._outbox.put(request_id, [generation.finish])
+        if start.completion.finish is not None:
+            self._outbox.put(request_id, [start.completion.finish])
             return
-        how = Sampling(request.temperature, request.top_k, request.top_p, request.seed or 0)
-        sequence = Sequence(request_id, [*prompt, *request.generated], how)
-        self._loop.tell(Start(sequence, generation))
+        self._driver.tell(start)
 
     def cancel(self, request_id: str) -> None:
         self._outbox.drop(request_id)
-        self._loop.tell(Cancel(request_id))
+        self._driver.tell(Cancel(request_id))
 
     def take(self, request_id: str) -> list[Answer]:
         return self._outbox.take(request_id)
@@ -97,63 +94,54 @@ class Engine(base.Engine):
         return self._outbox.wait(timeout_s)
 
     def close(self) -> None:
-        if self._driver is not None:
-            self._driver.tell(Stop())
-        if self._thread is not None:
-            self._thread.join(_CLOSE_WITHIN_S)
+        self._is_closed = True
+        self._driver.tell(Stop())
+        self._thread.join(_CLOSE_WITHIN_S)
 
-    @property
-    def is_working(self) -> bool:
-        """Whether this rank's loop still runs."""
-        return self._thread is not None and self._thread.is_alive()
+    def _read(self, request_id: str, request: GenerationRequest) -> Start:
+        """What the driver needs to begin.
 
-    @property
-    def _loop(self) -> Driver:
-        if self._driver is None:
-            raise RuntimeError("only rank 0 takes requests")
-        return self._driver
+        Raises:
+            BadRequest: the model cannot serve it.
+        """
+        prompt = self._model.tokenize(request)
+        completion = Completion(request, prompt, self._model.limits, self._model.decode)
+        sequences = []
+        for index in range(request.n):
+            how = sampling_of(request, index)
+            if index == 0:
+                grammar.check(how, self._model.tokenizer)
+            if not completion.has_ended(index):
+                token_ids = [*prompt, *request.generated_of(index)]
+                sequences.append(Sequence(request_id, index, token_ids, len(prompt), how))
+        return Start(request_id, tuple(sequences), completion)
 
-    def _work(self, loop: Callable[[], None]) -> None:
-        def run() -> None:
-            try:
-                loop()
-            except Exception as error:  # noqa: BLE001  # whatever it is, `end` logs it
-                process.end(f"the pipeline broke: {type(error).__name__}: {error}")
-
-        self._thread = threading.Thread(target=run, name="pipeline", daemon=True)
-        self._thread.start()
-
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text)["input_ids"])
-
-    def _decode(self, token_ids: TokenIds[int]) -> str:
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
-
-
-def _load(config: ModelConfig, place: Place, model_dir: Path, num_slots: int) -> Stage:
-    weights = partition.Weights.estimate(surgery.text_config(model_dir))
-    cuts = partition.plan(weights, place.num_ranks, config.partition)
-    device = f"cuda:{place.local_rank}" if config.device_type == "gpu" else "cpu"
-    parts = surgery.build(model_dir, cuts[place.rank], getattr(torch, config.dtype), device)
-    return Stage(parts, num_slots, config.max_context)
+    def _work(self) -> None:
+        try:
+            self._driver.run()
+        except Unfit as error:
+            self._refusal = error
+            if self._ready.is_set():
+                process.end(f"the model cannot be loaded again: {error}")
+            self._ready.set()
+        except Exception as error:  # noqa: BLE001  # whatever it is, `end` logs it
+            process.end(f"the pipeline broke: {type(error).__name__}: {error}")
 
 
-def _limits(config: ModelConfig, model_dir: Path) -> Limits:
-    text = surgery.text_config(model_dir)
-    longest = getattr(text, "max_position_embeddings", None) or config.max_context
-    if config.max_context > longest:
-        raise ValueError(
-            f"{config.name}: max_context is {config.max_context}; the model has {longest} positions"
-        )
-    return Limits(config.max_context, text.vocab_size, _eos_token_ids(model_dir))
+class _Placeholder(base.Engine):
+    """What a rank other than 0 holds: nothing. Its device is used by a stage's process."""
 
+    def submit(self, request_id: str, request: Request) -> None:
+        raise RuntimeError("only rank 0 takes requests")
 
-def _eos_token_ids(model_dir: Path) -> frozenset[int]:
-    """All tokens that end an answer: what the files name for generation, else for the model."""
-    if (model_dir / "generation_config.json").is_file():
-        given = GenerationConfig.from_pretrained(model_dir).eos_token_id
-    else:
-        given = json.loads((model_dir / "config.json").read_text()).get("eos_token_id")
-    if given is None:
-        return frozenset()
-    return frozenset(given if isinstance(given, list) else [given])
+    def cancel(self, request_id: str) -> None:
+        """Nothing is open here."""
+
+    def take(self, request_id: str) -> list[Answer]:
+        return []
+
+    def wait(self, timeout_s: float) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Nothing is held here."""
