@@ -9,7 +9,7 @@ look at a layer of another stage.
 
 Not every model can be cut this way. A stage that changes the hidden states before its first layer
 (a second scaling, a second position embedding) would answer nonsense, so this is tested at the
-end of building and refused.
+end of building and refused. Whatever else may be in the way shows in ``family_check``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from transformers.utils import logging as transformers_logging
 
 from handlers.pipeline.partition import Cut
 
-#: Learned absolute positions, which only the first stage adds.
-_POSITION_TABLES = ("wpe", "embed_positions")
-_FINAL_NORMS = ("ln_f",)
+#: What several models call the parts around their layers: learned absolute positions, which only
+#: the first stage adds, what else follows the embedding, and what follows the last layer.
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "positions_embed")
+_INPUT_MODULES = ("project_in", "word_embeddings_layernorm", "embedding_norm", "embed_norm")
+_OUTPUT_MODULES = ("ln_f", "project_out", "final_layernorm")
+_LAYER_LISTS = ("layers", "h", "blocks")
 
 
 class Skip(nn.Module):
@@ -108,6 +111,7 @@ def build(
     model.eval().requires_grad_(False).to(device)
     stage = StageModel(model, decoder, stage_config, is_first, is_last)
     if not is_first:
+        _undo_scaling(stage)
         _refuse_if_input_is_changed(stage)
     return stage
 
@@ -123,13 +127,28 @@ def _stage_class(model_class: Any, cut: Cut, config: Any) -> Any:
         is_first, is_last = cut[0] == 0, cut[1] == num_layers
         for index in set(range(num_layers)) - set(range(*cut)):
             layers[index] = Skip()
+        _leave_out_other_kinds(self, decoder)
         if not is_first:
             _leave_out_inputs(decoder, keep_embedding=is_tied and is_last)
         if not is_last:
             _leave_out_outputs(self, decoder)
 
-    attributes = {"__init__": init, "_keys_to_ignore_on_load_unexpected": [".*"]}
+    attributes = {
+        "__init__": init,
+        # Weights are renamed and merged for classes of transformers only, known by their module.
+        "__module__": model_class.__module__,
+        "_keys_to_ignore_on_load_unexpected": [".*"],
+    }
     return type(model_class.__name__, (model_class,), attributes)
+
+
+def _leave_out_other_kinds(model: Any, decoder: Any) -> None:
+    """What turns images or sound into embeddings stands beside the decoder; here is only text."""
+    base = model.base_model
+    if base is not model and base is not decoder:
+        for name, module in list(base.named_children()):
+            if all(part is not decoder for part in module.modules()):
+                setattr(base, name, Skip())
 
 
 def _leave_out_inputs(decoder: Any, keep_embedding: bool) -> None:
@@ -141,21 +160,27 @@ def _leave_out_inputs(decoder: Any, keep_embedding: bool) -> None:
     for name, _ in list(decoder.named_children()):
         if name in _POSITION_TABLES:
             setattr(decoder, name, Zero())
+        elif name in _INPUT_MODULES:
+            setattr(decoder, name, Skip())
 
 
 def _leave_out_outputs(model: Any, decoder: Any) -> None:
-    for name in _final_norms(decoder):
+    for name in _output_modules(decoder):
         setattr(decoder, name, Skip())
-    model.set_output_embeddings(Skip())
+    # Only the decoder is run, so nothing behind it is needed.
+    for name, module in list(model.named_children()):
+        if all(part is not decoder for part in module.modules()):
+            setattr(model, name, Skip())
     model.all_tied_weights_keys = {}
 
 
-def _final_norms(decoder: Any) -> list[str]:
+def _output_modules(decoder: Any) -> list[str]:
     names = [name for name, _ in decoder.named_children()]
     return [
         name
         for name in names
-        if name in _FINAL_NORMS or ("norm" in name.lower() and "embed" not in name.lower())
+        if name in _OUTPUT_MODULES
+        or ("norm" in name.lower() and "embed" not in name.lower() and name not in _INPUT_MODULES)
     ]
 
 
@@ -163,7 +188,8 @@ def _compact(decoder: Any, cut: Cut) -> Any:
     """Move the stage's layers together; returns the configuration cut to them."""
     config = copy.deepcopy(decoder.config)
     text = config.get_text_config(decoder=True)
-    path = _layers_path(decoder, text.num_hidden_layers)
+    num_layers = text.num_hidden_layers
+    path = _layers_path(decoder, num_layers)
     kept = list(decoder.get_submodule(path))[slice(*cut)]
     for index, layer in enumerate(kept):
         for module in layer.modules():
@@ -171,23 +197,53 @@ def _compact(decoder: Any, cut: Cut) -> Any:
                 module.layer_idx = index
     _replace(decoder, path, nn.ModuleList(kept))
     text.num_hidden_layers = len(kept)
-    if getattr(text, "layer_types", None):
-        text.layer_types = list(text.layer_types[slice(*cut)])
+    # Whatever the configuration says of each layer, such as its kind of attention.
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == num_layers:
+            setattr(text, name, value[slice(*cut)])
     decoder.config = config
     return config
 
 
-@torch.inference_mode()
+def _undo_scaling(stage: StageModel) -> None:
+    """Hidden states are scaled as embeddings are, before the first stage's first layer only.
+
+    Some decoders do it in ``forward``, by a number that they keep as an attribute.
+    """
+    given = _probe(stage)
+    factor = float(_without_layers(stage, given).flatten()[0] / given.flatten()[0])
+    if factor != 1.0:
+        for name, value in vars(stage.decoder).items():
+            if isinstance(value, float) and value == factor:
+                setattr(stage.decoder, name, 1.0)
+
+
 def _refuse_if_input_is_changed(stage: StageModel) -> None:
     """A decoder without layers and final norm must hand its input on as it is."""
+    given = _probe(stage)
+    if not torch.equal(given, _without_layers(stage, given)):
+        raise ValueError(
+            f"{type(stage.model).__name__} cannot be cut into stages: it changes hidden states "
+            f"before its first layer; run it as one stage"
+        )
+
+
+def _probe(stage: StageModel) -> Tensor:
+    """Hidden states [1, 3, hidden] that show a shift as well as a scaling."""
+    text = stage.config.get_text_config(decoder=True)
+    weight = next(stage.model.parameters())
+    given = torch.ones(1, 3, text.hidden_size, dtype=weight.dtype, device=weight.device)
+    return given * torch.arange(1, 4, device=weight.device)[None, :, None].to(weight.dtype)
+
+
+@torch.inference_mode()
+def _without_layers(stage: StageModel, given: Tensor) -> Tensor:
+    """What the decoder makes of hidden states when its layers and final norm do nothing."""
     decoder, text = stage.decoder, stage.config.get_text_config(decoder=True)
     path = _layers_path(decoder, text.num_hidden_layers)
     layers = decoder.get_submodule(path)
-    norms = {name: getattr(decoder, name) for name in _final_norms(decoder)}
-    weight = next(stage.model.parameters())
-    given = torch.ones(1, 3, text.hidden_size, dtype=weight.dtype, device=weight.device)
-    given.mul_(torch.arange(1, 4, device=weight.device)[None, :, None])
-    positions = torch.arange(3, device=weight.device)[None]
+    norms = {name: getattr(decoder, name) for name in _output_modules(decoder)}
+    positions = torch.arange(given.shape[1], device=given.device)[None]
     try:
         _replace(decoder, path, nn.ModuleList())
         for name in norms:
@@ -197,11 +253,8 @@ def _refuse_if_input_is_changed(stage: StageModel) -> None:
         _replace(decoder, path, layers)
         for name, norm in norms.items():
             setattr(decoder, name, norm)
-    if not torch.equal(given, returned.last_hidden_state):
-        raise ValueError(
-            f"{type(stage.model).__name__} cannot be cut into stages: it changes hidden states "
-            f"before its first layer; run it as one stage"
-        )
+    hidden: Tensor = returned.last_hidden_state
+    return hidden
 
 
 def _decoder(model: Any) -> Any:
@@ -209,10 +262,15 @@ def _decoder(model: Any) -> Any:
 
 
 def _layers_path(decoder: Any, num_layers: int) -> str:
-    for name, module in decoder.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return str(name)
-    raise ValueError(f"{type(decoder).__name__} has no list of {num_layers} decoder layers")
+    """The outermost list that is as long as the decoder is deep."""
+    paths = [
+        str(name)
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    if not paths:
+        raise ValueError(f"{type(decoder).__name__} has no list of {num_layers} decoder layers")
+    return min(paths, key=lambda path: (path.count("."), path not in _LAYER_LISTS))
 
 
 def _replace(root: Any, path: str, module: nn.Module) -> None:
