@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from handlers import model_schema
+from handlers.value_checks import show, size_bytes
 from handlers.yaml_lines import Document, Problem, UnreadableYaml, read
 
 #: Names that are safe as a file, a TorchServe model and a metric's label. ``__r`` is what
@@ -29,6 +30,7 @@ REPLICA_MARK: Final = "__r"
 DEFAULT_RESPONSE_TIMEOUT_S: Final = 120
 DEFAULT_STARTUP_TIMEOUT_S: Final = 120
 DEFAULT_PREFILL_CHUNK: Final = 128
+DEFAULT_GAP_FACTOR: Final = 2.0
 
 
 class ModelConfigError(ValueError):
@@ -58,16 +60,16 @@ class ModelConfig:
     """What ``model_configs/<name>.yaml`` says."""
 
     name: str
-    #: "generate" or "embed".
+    #: "generate", "embed" or "classify".
     task: str
     source: Source
-    #: Name of a file in handlers/engines: "pipelined", "encoder".
+    #: Name of a file in handlers/engines: "pipelined", "encoder", "transformers", "vllm".
     engine: str
     #: torch dtype name the model runs in: "float32", "bfloat16", "float16".
     dtype: str
     #: Ranks of one replica (torchrun.nproc-per-node).
     num_stages: int
-    #: Decoder layers per stage, or None: by cost.
+    #: Decoder layers per stage, or None: by cost, found out as ``partition_by`` says.
     partition: tuple[int, ...] | None
     #: Micro-batches in flight; None: one per stage.
     num_lanes: int | None
@@ -88,11 +90,39 @@ class ModelConfig:
     startup_timeout_s: int
     #: TorchServe's own keys as written, for the generated model-config.yaml.
     torchserve: dict[str, Any] = field(default_factory=dict, repr=False)
+    #: What the cost of a layer is taken from: "measured" (on the spot, when there are several
+    #: stages) or "estimated" (weights counted).
+    partition_by: str = "measured"
+    #: Whether to cut again when the stages' times have drifted apart.
+    repartitions: bool = True
+    #: How many times as long as a decode step a prefill step may take while others are decoding.
+    gap_factor: float = DEFAULT_GAP_FACTOR
+    #: Whether prompts share the keys and values of their common beginning.
+    prefix_cache: bool = True
+    #: What the keys and values of one stage may take; None: what its device has free.
+    kv_memory_bytes: int | None = None
+    #: "plain", "packed" (CPU weights prepacked by oneDNN) or "auto": what suits the device.
+    kernels: str = "auto"
+    #: Whether stages go through torch.compile.
+    compiles: bool = False
+    #: "none", or the type that weights are held in: "int8", "int4".
+    quantize: str = "none"
+    #: "fast": a lost attempt goes on from its tokens; "exact": with bit-identical logits as well.
+    resume: str = "fast"
+    #: Handed to the engine as it is; for engines that are not ours.
+    engine_options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def handler(self) -> str:
-        """Stem of the entry file: "text_generation_handler" or "embedding_handler"."""
-        return {"generate": "text_generation_handler", "embed": "embedding_handler"}[self.task]
+        """Stem of the entry file, by the kind of task."""
+        return HANDLERS[self.task]
+
+
+HANDLERS: Final = {
+    "generate": "text_generation_handler",
+    "embed": "embedding_handler",
+    "classify": "classification_handler",
+}
 
 
 def load(path: Path) -> ModelConfig:
@@ -159,7 +189,7 @@ def _check(value: object, stem: str, engines: Collection[str]) -> list[Problem]:
     if value is None:
         return [Problem((), "is empty; it must describe a model")]
     if not isinstance(value, dict):
-        return [Problem((), f"must hold keys and values, not {model_schema.show(value)}")]
+        return [Problem((), f"must hold keys and values, not {show(value)}")]
     problems = model_schema.check(value, engines)
     plait = value.get("plait")
     inner = isinstance(plait, dict) and isinstance(plait.get("name"), str)
@@ -189,6 +219,8 @@ def _build(value: dict[str, Any], path: Path) -> ModelConfig:
     """The record of a document that passed every check."""
     plait = value["plait"]
     partition, lanes = plait.get("partition", "auto"), plait.get("lanes", "auto")
+    is_explicit = isinstance(partition, list)
+    kv_memory = plait.get("kv_memory", "auto")
     devices = value.get("deviceIds")
     return ModelConfig(
         name=plait.get("name", path.stem),
@@ -197,11 +229,21 @@ def _build(value: dict[str, Any], path: Path) -> ModelConfig:
         engine=plait["engine"],
         dtype=plait["dtype"],
         num_stages=value.get("torchrun", {}).get("nproc-per-node", 1),
-        partition=None if partition == "auto" else tuple(partition),
+        partition=tuple(partition) if is_explicit else None,
+        partition_by="estimated" if partition == "estimated" else "measured",
+        repartitions=plait.get("repartition", not is_explicit),
         num_lanes=None if lanes == "auto" else lanes,
         max_batch=value["batchSize"],
         max_context=plait["max_context"],
         prefill_chunk=plait.get("prefill_chunk", min(DEFAULT_PREFILL_CHUNK, plait["max_context"])),
+        gap_factor=float(plait.get("gap_factor", DEFAULT_GAP_FACTOR)),
+        prefix_cache=plait.get("prefix_cache", True),
+        kv_memory_bytes=None if kv_memory == "auto" else size_bytes(kv_memory),
+        kernels=plait.get("kernels", "auto"),
+        compiles=plait.get("compile", False),
+        quantize=plait.get("quantize", "none"),
+        resume=plait.get("resume", "fast"),
+        engine_options=dict(plait.get("engine_options", {})),
         num_replicas=plait.get("replicas", 1),
         device_type=value["deviceType"],
         device_ids=None if devices is None else tuple(devices),

@@ -12,93 +12,55 @@ consequence, which a general validator cannot. It sees values only: no file, no 
 from __future__ import annotations
 
 import difflib
-import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
+from handlers.value_checks import (
+    Check,
+    auto_or,
+    boolean,
+    device_ids,
+    exactly,
+    layer_counts,
+    mapping,
+    never,
+    number_from,
+    one_of,
+    show,
+    size,
+    text,
+    whole,
+    word_or,
+)
 from handlers.yaml_lines import KeyPath, Problem
 
-#: Says what is allowed instead, or None when the value is fine.
-Check = Callable[[object], str | None]
-
-#: The engines that serve one kind of task only; any other engine may serve each.
-TASK_OF_ENGINE: Final[Mapping[str, str]] = {"pipelined": "generate", "encoder": "embed"}
+#: What each engine serves; an engine that is not named here may serve everything.
+TASKS_OF_ENGINE: Final[Mapping[str, tuple[str, ...]]] = {
+    "pipelined": ("generate",),
+    "encoder": ("embed", "classify"),
+    "transformers": ("generate",),
+    "vllm": ("generate",),
+}
 
 DTYPES: Final = ("float32", "bfloat16", "float16")
 
-
-def show(value: object) -> str:
-    """A value as it may appear in a message: short, whatever it is."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "nothing" if value is None else reprlib.repr(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def whole(low: int) -> Check:
-    def check(value: object) -> str | None:
-        if _is_whole(value) and low <= value <= 2**31 - 1:  # type: ignore[operator]
-            return None
-        return f"must be a whole number from {low}"
-
-    return check
-
-
-def exactly(allowed: object, reason: str) -> Check:
-    def check(value: object) -> str | None:
-        same = value == allowed and type(value) is type(allowed)
-        return None if same else f"must be {show(allowed)}: {reason}"
-
-    return check
-
-
-def one_of(*allowed: str) -> Check:
-    def check(value: object) -> str | None:
-        return None if value in allowed else f"must be one of: {', '.join(allowed)}"
-
-    return check
-
-
-def _text(value: object) -> str | None:
-    return None if isinstance(value, str) and value.strip() else "must be a text"
-
-
-def _mapping(value: object) -> str | None:
-    return None if isinstance(value, dict) else "must be a section with keys of its own"
-
-
-def _device_ids(value: object) -> str | None:
-    if isinstance(value, list) and value and all(_is_whole(i) and i >= 0 for i in value):
-        return None if len(set(value)) == len(value) else "names a device twice"
-    return "must be a list of whole numbers from 0, such as [0, 1]; TorchServe drops any other list"
-
-
-def _auto_or(check: Check) -> Check:
-    def checked(value: object) -> str | None:
-        if value == "auto" or (complaint := check(value)) is None:
-            return None
-        return f"{complaint}, or auto"
-
-    return checked
-
-
-def _layer_counts(value: object) -> str | None:
-    if isinstance(value, list) and value and all(_is_whole(i) and i >= 1 for i in value):
-        return None
-    return "must be a list of layer counts from 1, such as [4, 4]"
-
-
-def _never(reason: str) -> Check:
-    return lambda _: f"is not allowed: {reason}"
+#: Keys that the other engines named above do not read.
+PIPELINED_KEYS: Final = (
+    "resume",
+    "kv_memory",
+    "kernels",
+    "compile",
+    "quantize",
+    "gap_factor",
+    "prefix_cache",
+    "repartition",
+)
 
 
 _ONE_WORKER = "a replica has one worker; say how many replicas with plait.replicas"
 _NO_SEQUENCES = exactly(False, "sequence batching and continuous batching exclude each other")
-_NOT_PASSED = _never("TorchServe reads it and never passes it to torchrun")
-_SET_BY_TORCHSERVE = _never("TorchServe sets it itself and ignores it here")
+_NOT_PASSED = never("TorchServe reads it and never passes it to torchrun")
+_SET_BY_TORCHSERVE = never("TorchServe sets it itself and ignores it here")
 
 TORCHSERVE_KEYS: Final[Mapping[str, Check]] = {
     "minWorkers": exactly(1, _ONE_WORKER),
@@ -111,10 +73,10 @@ TORCHSERVE_KEYS: Final[Mapping[str, Check]] = {
     "maxRetryTimeoutInSec": whole(1),
     "jobQueueSize": whole(1),
     "deviceType": one_of("cpu", "gpu"),
-    "deviceIds": _device_ids,
+    "deviceIds": device_ids,
     "parallelType": exactly("pp", "only the first rank of a pipeline takes requests"),
     "parallelLevel": whole(1),
-    "torchrun": _mapping,
+    "torchrun": mapping,
     "continuousBatching": exactly(True, "the handlers take new requests between two steps"),
     "asyncCommunication": exactly(
         False, "torchrun's other ranks never get a connection, and lost requests hang"
@@ -123,11 +85,11 @@ TORCHSERVE_KEYS: Final[Mapping[str, Check]] = {
     "useJobTicket": exactly(False, "it refuses requests while the worker is busy with others"),
     "useVenv": exactly(False, "torchrun's workers do not use it"),
     "sequenceBatching": _NO_SEQUENCES,
-    "sequenceMaxIdleMSec": _never("it counts with sequenceBatching only"),
-    "sequenceTimeoutMSec": _never("it counts with sequenceBatching only"),
-    "maxSequenceJobQueueSize": _never("it counts with sequenceBatching only"),
-    "maxNumSequence": _never("it counts with sequenceBatching only"),
-    "plait": _mapping,
+    "sequenceMaxIdleMSec": never("it counts with sequenceBatching only"),
+    "sequenceTimeoutMSec": never("it counts with sequenceBatching only"),
+    "maxSequenceJobQueueSize": never("it counts with sequenceBatching only"),
+    "maxNumSequence": never("it counts with sequenceBatching only"),
+    "plait": mapping,
 }
 
 TORCHRUN_KEYS: Final[Mapping[str, Check]] = {
@@ -144,29 +106,38 @@ TORCHRUN_KEYS: Final[Mapping[str, Check]] = {
     "node-rank": _NOT_PASSED,
     "rdzv-id": _SET_BY_TORCHSERVE,
     "max-restarts": _SET_BY_TORCHSERVE,
-    "master-addr": _never("TorchServe ignores it; the rendezvous finds the address"),
-    "master-port": _never("TorchServe ignores it; the rendezvous finds the port"),
+    "master-addr": never("TorchServe ignores it; the rendezvous finds the address"),
+    "master-port": never("TorchServe ignores it; the rendezvous finds the port"),
 }
 
 PLAIT_KEYS: Final[Mapping[str, Check]] = {
-    "name": _text,
-    "task": one_of("generate", "embed"),
-    "source": _mapping,
-    "engine": _text,
+    "name": text,
+    "task": one_of("generate", "embed", "classify"),
+    "source": mapping,
+    "engine": text,
     "dtype": one_of(*DTYPES),
-    "partition": _auto_or(_layer_counts),
-    "lanes": _auto_or(whole(1)),
+    "partition": auto_or(word_or("estimated", layer_counts)),
+    "repartition": boolean,
+    "lanes": auto_or(whole(1)),
     "max_context": whole(2),
     "prefill_chunk": whole(1),
+    "gap_factor": number_from(1),
+    "prefix_cache": boolean,
+    "kv_memory": auto_or(size),
+    "kernels": one_of("auto", "plain", "packed"),
+    "compile": boolean,
+    "quantize": one_of("none", "int8", "int4"),
+    "resume": one_of("fast", "exact"),
+    "engine_options": mapping,
     "replicas": whole(0),
 }
 
 SOURCE_KEYS: Final[Mapping[str, Check]] = {
-    "folder": _text,
-    "hub": _text,
-    "package": _text,
-    "revision": _text,
-    "subfolder": _text,
+    "folder": text,
+    "hub": text,
+    "package": text,
+    "revision": text,
+    "subfolder": text,
 }
 
 #: The sections, and the keys they cannot do without.
@@ -190,7 +161,7 @@ def check(document: Mapping[str, Any], engines: Collection[str]) -> list[Problem
         problems += bad
         failed = {problem.path[-1] for problem in bad if problem.path}
         good[path] = {key: value for key, value in section.items() if key not in failed}
-    for rule in (_parallel_rules, _device_rules, _source_rules, _engine_rules, _size_rules):
+    for rule in _RULES:
         problems += rule(document, good, engines)
     return problems
 
@@ -318,20 +289,51 @@ def _engine_rules(_: Mapping[str, Any], good: Good, engines: Collection[str]) ->
         allowed = ", ".join(sorted(engines))
         yield Problem(("plait", "engine"), f"is {show(engine)}; there are: {allowed}")
         return
-    serves = TASK_OF_ENGINE.get(str(engine), task)
-    if task is not None and serves != task:
-        yield Problem(("plait", "engine"), f"is {engine}, which serves {serves} and not {task}")
-    if task == "embed" and "prefill_chunk" in plait:
+    serves = TASKS_OF_ENGINE.get(str(engine))
+    if task is not None and serves is not None and task not in serves:
+        said = " or ".join(serves)
+        yield Problem(("plait", "engine"), f"is {engine}, which serves {said} and not {task}")
+    if task in ("embed", "classify") and "prefill_chunk" in plait:
         yield Problem(("plait", "prefill_chunk"), "counts with task: generate only; leave it out")
+
+
+def _option_rules(_: Mapping[str, Any], good: Good, __: Collection[str]) -> Iterator[Problem]:
+    """Keys that count with some engines only."""
+    plait = good.get(("plait",), {})
+    engine = plait.get("engine")
+    if engine in TASKS_OF_ENGINE and engine != "pipelined":
+        for key in PIPELINED_KEYS:
+            if key in plait:
+                yield Problem(("plait", key), "counts with engine: pipelined only; leave it out")
+    if engine in ("transformers", "vllm"):
+        for key in ("partition", "lanes"):
+            if plait.get(key, "auto") != "auto":
+                message = f"must be auto with engine: {engine}, which cuts nothing into stages"
+                yield Problem(("plait", key), message)
+    if engine is not None and engine != "vllm" and "engine_options" in plait:
+        yield Problem(("plait", "engine_options"), "counts with engine: vllm only; leave it out")
+    if plait.get("kernels") == "packed" and good[()].get("deviceType") == "gpu":
+        yield Problem(
+            ("plait", "kernels"), "is packed, which counts on CPUs only; write auto or leave it out"
+        )
+    if plait.get("repartition") is True and isinstance(plait.get("partition"), list):
+        yield Problem(
+            ("plait", "repartition"),
+            "is true and partition says the cut outright; leave one of the two out",
+        )
 
 
 def _size_rules(_: Mapping[str, Any], good: Good, __: Collection[str]) -> Iterator[Problem]:
     plait = good.get(("plait",), {})
     ranks, partition = num_ranks(good), plait.get("partition", "auto")
-    if ranks is not None and partition != "auto" and len(partition) != ranks:
+    if ranks is not None and isinstance(partition, list) and len(partition) != ranks:
         yield Problem(
             ("plait", "partition"),
             f"has {len(partition)} stages; a replica has {ranks} ranks (torchrun.nproc-per-node)",
+        )
+    if ranks is not None and ranks > 1 and plait.get("engine") == "transformers":
+        yield Problem(
+            ("torchrun", "nproc-per-node"), f"is {ranks}; engine: transformers runs in one rank"
         )
     lanes, batch = plait.get("lanes", "auto"), good[()].get("batchSize")
     if lanes != "auto" and batch is not None and lanes > batch:
@@ -341,3 +343,13 @@ def _size_rules(_: Mapping[str, Any], good: Good, __: Collection[str]) -> Iterat
         yield Problem(
             ("plait", "prefill_chunk"), f"is {chunk}, more than max_context, which is {context}"
         )
+
+
+_RULES: Final = (
+    _parallel_rules,
+    _device_rules,
+    _source_rules,
+    _engine_rules,
+    _option_rules,
+    _size_rules,
+)

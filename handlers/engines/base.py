@@ -20,12 +20,10 @@ from typing import Protocol
 from handlers.model_config import ModelConfig
 from handlers.outbox import Answer, Document, is_final
 from handlers.pipeline.place import Place
-from handlers.wire import EmbeddingRequest, GenerationRequest
+from handlers.wire import Request
 
 #: The contract and the types it speaks in.
 __all__ = ["Answer", "Document", "Engine", "Place", "Request", "is_final"]
-
-Request = GenerationRequest | EmbeddingRequest
 
 
 class Engine(Protocol):

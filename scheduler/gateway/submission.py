@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from handlers.model_config import ModelConfig
-from handlers.wire import PARSERS, BadRequest, EmbeddingRequest, GenerationRequest
+from handlers.wire import PARSERS, BadRequest, GenerationRequest, Request
 from scheduler.cost import Estimate, estimate
 from scheduler.errors import InvalidRequest
 from scheduler.gateway.tokens import Count
@@ -30,8 +30,6 @@ OPTION_FIELDS: Final = ("stream", "priority", "deadline_s", "idempotency_key")
 
 DEFAULT_TENANT: Final = "default"
 _TENANT: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-Request = GenerationRequest | EmbeddingRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +106,14 @@ def parse_tenant(given: str | None, field: str) -> str:
 
 def texts_of(request: Request) -> tuple[str, ...]:
     """The texts whose tokens have to be counted; none when the prompt came as tokens."""
-    if isinstance(request, EmbeddingRequest):
+    if not isinstance(request, GenerationRequest):
         return request.inputs
     return () if request.prompt is None else (request.prompt,)
 
 
 def check_vocabulary(request: Request, vocabulary_size: int | None) -> None:
     """Refuse prompt tokens the model does not have; nothing is refused when that is not known."""
-    if isinstance(request, EmbeddingRequest) or vocabulary_size is None:
+    if not isinstance(request, GenerationRequest) or vocabulary_size is None:
         return
     for i, token in enumerate(request.prompt_token_ids or ()):
         if token >= vocabulary_size:
@@ -140,7 +138,7 @@ def decide(
     Raises:
         InvalidRequest: the prompt leaves no room for an answer.
     """
-    if isinstance(request, EmbeddingRequest):
+    if not isinstance(request, GenerationRequest):
         # A text longer than the context is cut by the handler, as the model's card says.
         num_tokens = sum(min(n, config.max_context) for n in count.num_tokens)
         cost = estimate(num_tokens, 0)

@@ -32,10 +32,17 @@ from typing import Any, Final
 import yaml
 
 import handlers
-from handlers.model_config import REPLICA_MARK, ModelConfig, is_model_name
+from handlers.model_config import (
+    DEFAULT_GAP_FACTOR,
+    REPLICA_MARK,
+    ModelConfig,
+    is_model_name,
+)
 from handlers.sources import HUB_PATTERNS, resolve_source
 
 CONFIG_FILE: Final = "model-config.yaml"
+#: What a replica's engine tells of itself, in the replica's folder.
+STATUS_FILE: Final = "engine_status.json"
 MANIFEST_FILE: Final = "MAR-INF/MANIFEST.json"
 #: Where a ``.mar`` keeps weights it takes along.
 WEIGHTS_FOLDER: Final = "weights"
@@ -154,14 +161,37 @@ def _plait_settings(config: ModelConfig) -> dict[str, Any]:
         "source": source,
         "engine": config.engine,
         "dtype": config.dtype,
-        "partition": "auto" if config.partition is None else list(config.partition),
+        "partition": _partition(config),
         "lanes": "auto" if config.num_lanes is None else config.num_lanes,
         "max_context": config.max_context,
         "replicas": 1,
     }
     if config.task == "generate":
         settings["prefill_chunk"] = config.prefill_chunk
-    return settings
+    return settings | _engine_settings(config)
+
+
+def _partition(config: ModelConfig) -> str | list[int]:
+    if config.partition is not None:
+        return list(config.partition)
+    return "estimated" if config.partition_by == "estimated" else "auto"
+
+
+def _engine_settings(config: ModelConfig) -> dict[str, Any]:
+    """What counts with some engines only and is refused with others: what is not the default."""
+    kv_memory_bytes = config.kv_memory_bytes
+    given = {
+        "repartition": (config.repartitions, config.partition is None),
+        "gap_factor": (config.gap_factor, DEFAULT_GAP_FACTOR),
+        "prefix_cache": (config.prefix_cache, True),
+        "kv_memory": ("auto" if kv_memory_bytes is None else f"{kv_memory_bytes}B", "auto"),
+        "kernels": (config.kernels, "auto"),
+        "compile": (config.compiles, False),
+        "quantize": (config.quantize, "none"),
+        "resume": (config.resume, "fast"),
+        "engine_options": (config.engine_options, {}),
+    }
+    return {key: value for key, (value, default) in given.items() if value != default}
 
 
 def _settings_text(settings: Mapping[str, Any]) -> bytes:
@@ -264,6 +294,8 @@ def _is_current(target: Path, name: str, config: ModelConfig, files: Mapping[str
         for path in target.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    # The worker's own, written while it runs.
+    there.pop(STATUS_FILE, None)
     manifest = there.pop(MANIFEST_FILE, None)
     if manifest is None or not _is_our_manifest(manifest.read_bytes(), name, config):
         return False

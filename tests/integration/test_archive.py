@@ -14,12 +14,15 @@ import pytest
 
 from handlers import model_config
 from handlers.model_config import ModelConfig
+from handlers.model_schema import PIPELINED_KEYS
 from scheduler.torchserve.archive import (
+    STATUS_FILE,
     ArchiveError,
     build_archive,
     build_replica,
     parse_replica_name,
     replica_name,
+    replica_settings,
 )
 
 CONFIGS = Path(__file__).parents[2] / "model_configs"
@@ -117,6 +120,46 @@ def test_the_worker_reads_the_same_settings_from_the_folder(tmp_path):
     found = model_config.load(folder / "model-config.yaml")
 
     assert replace(found, torchserve={}) == replace(model, torchserve={})
+
+
+def test_the_worker_reads_every_setting_of_the_engine(tmp_path):
+    model = replace(
+        config(),
+        partition_by="estimated",
+        repartitions=False,
+        gap_factor=3.5,
+        prefix_cache=False,
+        kv_memory_bytes=3 * 2**29 + 1,
+        kernels="packed",
+        compiles=True,
+        quantize="int4",
+        resume="exact",
+    )
+    for given in (model, replace(model, partition=(4, 4), partition_by="measured")):
+        folder = build_replica(given, tmp_path, 0, ())
+
+        found = model_config.load(folder / "model-config.yaml")
+        assert replace(found, torchserve={}) == replace(given, torchserve={})
+
+
+def test_the_worker_reads_the_options_of_another_engine(tmp_path):
+    options = {"enforce_eager": True, "limits": {"image": 2}}
+    model = replace(config(), engine="transformers", num_stages=1, engine_options=options)
+
+    settings = replica_settings(model, ())["plait"]
+
+    assert settings["engine_options"] == options
+    assert not set(PIPELINED_KEYS) & set(settings)
+
+
+def test_what_the_engine_tells_of_itself_leaves_a_folder_as_it_is(tmp_path):
+    folder = build_replica(config(), tmp_path, 0, ())
+    (folder / STATUS_FILE).write_text("{}")
+    before = state(folder)
+
+    build_replica(config(), tmp_path, 0, ())
+
+    assert state(folder) == before
 
 
 def test_a_replica_is_one_worker_with_nothing_left_to_torchserves_defaults(tmp_path):

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from handlers.model_config import ModelConfig, ModelConfigError, parse
+from handlers.model_schema import PIPELINED_KEYS
 
 PATH = Path("/repository/model_configs/demo.yaml")
-ENGINES = frozenset({"pipelined", "encoder", "echo"})
+ENGINES = frozenset({"pipelined", "encoder", "transformers", "vllm", "echo"})
 
 GOOD = """\
 deviceType: gpu
@@ -100,6 +101,50 @@ def test_without_torchrun_a_replica_has_one_rank():
     assert config(on_cpu).num_stages == 1
 
 
+def test_what_is_not_said_of_the_engine_has_a_default():
+    model = config()
+
+    assert (model.partition_by, model.repartitions, model.kv_memory_bytes) == (
+        "measured",
+        True,
+        None,
+    )
+    assert (model.gap_factor, model.prefix_cache, model.resume) == (2.0, True, "fast")
+    assert (model.kernels, model.compiles, model.quantize) == ("auto", False, "none")
+    assert model.engine_options == {}
+
+
+def test_what_is_said_of_the_engine_is_taken():
+    more = """\
+  kv_memory: 1.5GiB
+  kernels: plain
+  compile: true
+  quantize: int8
+  gap_factor: 3
+  prefix_cache: false
+  resume: exact
+  repartition: false
+"""
+    model = config(changed("partition: auto", "partition: estimated") + more)
+
+    assert (model.partition, model.partition_by, model.repartitions) == (None, "estimated", False)
+    assert model.kv_memory_bytes == 3 * 2**29
+    assert (model.gap_factor, model.prefix_cache, model.resume) == (3.0, False, "exact")
+    assert (model.kernels, model.compiles, model.quantize) == ("plain", True, "int8")
+
+
+def test_a_cut_that_is_said_outright_is_not_made_again():
+    assert not config(changed("partition: auto", "partition: [3, 5]")).repartitions
+
+
+def test_options_of_another_engine_are_kept_as_written():
+    text = changed("engine: pipelined", "engine: vllm")
+
+    model = config(text + "  engine_options:\n    enforce_eager: true\n")
+
+    assert model.engine_options == {"enforce_eager": True}
+
+
 def test_a_generated_file_says_its_own_name():
     model = config(changed("plait:\n", "plait:\n  name: gemma-2b\n"))
 
@@ -157,14 +202,36 @@ def test_a_generated_file_says_its_own_name():
         ("[0, 1, 2, 3]", "[0, 1, 2]", 2, "deviceIds", "does not divide by the 2 ranks"),
         ("replicas: 2", "replicas: 3", 22, "plait.replicas", "deviceIds names 4"),
         # Plait's own section.
-        ("task: generate", "task: chat", 13, "plait.task", "one of: generate, embed"),
-        ("engine: pipelined", "engine: vllm", 16, "plait.engine", "echo, encoder, pipelined"),
+        ("task: generate", "task: chat", 13, "plait.task", "one of: generate, embed, classify"),
+        ("engine: pipelined", "engine: tgi", 16, "plait.engine", "echo, encoder, pipelined"),
         (
             "engine: pipelined",
             "engine: encoder",
             16,
             "plait.engine",
-            "serves embed and not generate",
+            "serves embed or classify and not generate",
+        ),
+        (": generate", ": classify", 21, "plait.prefill_chunk", "with task: generate only"),
+        ("engine: pipelined", "engine: transformers", 5, "torchrun.nproc-per-node", "in one rank"),
+        ("partition: auto", "partition: 4", 18, "plait.partition", ", or estimated, or auto"),
+        ("replicas: 2", "kv_memory: 8GB", 22, "plait.kv_memory", "units are B, KiB, MiB, GiB, TiB"),
+        ("replicas: 2", "kv_memory: 0GiB", 22, "plait.kv_memory", "a size such as 8GiB"),
+        ("replicas: 2", "kv_memory: 8", 22, "plait.kv_memory", "a size such as 8GiB"),
+        ("replicas: 2", "kernels: fast", 22, "plait.kernels", "one of: auto, plain, packed"),
+        ("replicas: 2", "kernels: packed", 22, "plait.kernels", "counts on CPUs only"),
+        ("replicas: 2", "compile: 1", 22, "plait.compile", "true or false; it is 1"),
+        ("replicas: 2", "quantize: fp8", 22, "plait.quantize", "one of: none, int8, int4"),
+        ("replicas: 2", "gap_factor: 0.5", 22, "plait.gap_factor", "a number from 1; it is 0.5"),
+        ("replicas: 2", "gap_factor: .nan", 22, "plait.gap_factor", "a number from 1"),
+        ("replicas: 2", "prefix_cache: on_", 22, "plait.prefix_cache", "true or false"),
+        ("replicas: 2", "resume: never", 22, "plait.resume", "one of: fast, exact"),
+        ("replicas: 2", "engine_options: {a: 1}", 22, "plait.engine_options", "vllm only"),
+        (
+            "partition: auto",
+            "partition: [3, 5]\n  repartition: true",
+            19,
+            "plait.repartition",
+            "says the cut outright",
         ),
         ("dtype: float32", "dtype: fp32", 17, "plait.dtype", "float32, bfloat16, float16"),
         (
@@ -250,6 +317,28 @@ def test_hostile_yaml_is_an_error_like_any_other(hostile):
     assert problems(hostile)
 
 
+@pytest.mark.parametrize("key", PIPELINED_KEYS)
+def test_what_only_our_engine_reads_is_refused_with_another(key):
+    values = {"kv_memory": "1GiB", "gap_factor": 2, "kernels": "plain", "quantize": "int8"}
+    values |= {"resume": "fast"}
+    text = changed("engine: pipelined", "engine: vllm") + f"  {key}: {values.get(key, 'true')}\n"
+
+    (said,) = problems(text)
+
+    assert f"plait.{key}: counts with engine: pipelined only" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("partition: auto", "partition: [4, 4]"), ("lanes: auto", "lanes: 2")]
+)
+def test_an_engine_without_stages_is_told_nothing_of_them(old, new):
+    text = changed("engine: pipelined", "engine: vllm").replace(old, new)
+
+    (said,) = problems(text)
+
+    assert "must be auto with engine: vllm" in said
+
+
 @pytest.mark.parametrize("name", ["1demo", "demo__r0", "de mo", "d" * 65, "-demo", "gemma__r"])
 def test_a_name_that_is_no_model_name_is_refused(name):
     (said,) = problems(GOOD, PATH.with_name(f"{name}.yaml"))
@@ -267,4 +356,5 @@ def test_the_entry_file_follows_from_the_task():
     embedding = embedding.replace("  prefill_chunk: 64\n", "")
 
     assert config(embedding).handler == "embedding_handler"
+    assert config(embedding.replace("embed", "classify")).handler == "classification_handler"
     assert config().handler == "text_generation_handler"
