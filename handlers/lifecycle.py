@@ -89,10 +89,11 @@ class Lifecycle:
         """
         process.die_with_parent()
         logging.getLogger(TORCHSERVE_METRICS_LOGGER).setLevel(logging.WARNING)
-        config = model_config.load(Path(context.system_properties["model_dir"]) / CONFIG_FILE)
+        folder = Path(context.system_properties["model_dir"])
+        config = model_config.load(folder / CONFIG_FILE)
         if config.task != self._task:
             raise ValueError(f"{config.name} is a model to {config.task}, not to {self._task}")
-        self._engine = self._start(config, Place.from_environment())
+        self._engine = self._start(config, Place.from_environment(folder))
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Context) -> list[str]:
         """One hand-over: an output for each of the requests, in their order."""

@@ -1,44 +1,45 @@
-"""Rank 0's loop: issues steps, runs the first stage, takes tokens from the last.
+"""Rank 0's loop: issues steps, takes what the last stage drew, and outlives the stages.
 
-One thread does it all. It first fills every idle lane, then waits for the oldest result: with as
-many lanes as stages that keeps all stages at work. When there is nothing to do it sends a
-heartbeat now and then, so that the other ranks' receives do not time out and a dead rank is
-noticed while nobody waits for a token.
+One thread does it all. It fills the pipeline with as many steps as the schedule allows, then
+waits for whatever comes first: a stage that is done, a stage that is lost, a command. Open
+requests live here, with all their tokens, so a lost stage costs them the time to bring it back
+and to compute their caches again; neither TorchServe nor a client notices.
 
-Requests come in from another thread through a queue and are looked at between steps.
+It computes nothing and touches no device.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
-from collections import deque
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-import torch
+from handlers.pipeline.crew import Broken, Crew, Done, Event, Ready
+from handlers.pipeline.faults import MAX_FAULTS, Docket
+from handlers.pipeline.generation import Completion
+from handlers.pipeline.schedule import Schedule, Sequence
+from handlers.pipeline.step import Draw
+from handlers.pipeline.watch import Watch
+from handlers.wire import Chunk, Failure, Finish
 
-from handlers.pipeline import transport
-from handlers.pipeline.generation import Generation
-from handlers.pipeline.sampling import draw
-from handlers.pipeline.schedule import Issue, Schedule, Sequence
-from handlers.pipeline.stage import Stage
-from handlers.pipeline.step import Operation, Step
-from handlers.pipeline.transport import Ring
-from handlers.wire import Chunk, Finish
+logger = logging.getLogger(__name__)
 
-#: Heartbeats an idle pipeline makes in the time after which silence is death.
-_BEATS: Final = 4
+#: Seconds the loop sleeps at most; commands and results wake it.
+_SLEEP_S: Final = 0.25
 
-Emit = Callable[[str, list[Chunk | Finish]], None]
+Emit = Callable[[str, list[Chunk | Finish | Failure]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Work on a request from now on."""
+    """Work on a request from now on: one sequence for each of its answers that has not ended."""
 
-    sequence: Sequence
-    generation: Generation
+    request_id: str
+    sequences: tuple[Sequence, ...]
+    completion: Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,90 +60,165 @@ Command = Start | Cancel | Stop
 class Driver:
     """The pipeline as rank 0 sees it."""
 
-    def __init__(self, stage: Stage, ring: Ring, schedule: Schedule, emit: Emit) -> None:
-        self._stage, self._ring, self._schedule, self._emit = stage, ring, schedule, emit
+    def __init__(
+        self,
+        crew: Crew,
+        make_schedule: Callable[[int], Schedule],
+        emit: Emit,
+        watch: Watch,
+    ) -> None:
+        """``make_schedule``: a schedule for stages with so many blocks.
+
+        ``watch`` is told what happens and may ask for another cut.
+        """
+        self._crew, self._make_schedule, self._emit = crew, make_schedule, emit
+        self._watch = watch
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._open: dict[str, Start] = {}
-        #: What the only stage drew, when there is no other to ask; as long as steps are in flight.
-        self._drawn: deque[list[int]] = deque()
-        self._is_stopping = False
+        self._docket = Docket()
+        self._schedule: Schedule | None = None
+        self._num_blocks = 0
+        self._is_ready = self._is_stopping = False
 
     def __repr__(self) -> str:
-        return f"<Driver open={len(self._open)} {self._schedule!r}>"
+        return f"<Driver open={len(self._open)} {self._crew!r} {self._schedule!r}>"
 
     def tell(self, command: Command) -> None:
         """Leave a command for the loop; from any thread."""
         self._commands.put(command)
+        self._crew.ring()
 
     def run(self) -> None:
-        """Work until told to stop.
+        """Bring the stages up and work until told to stop.
 
         Raises:
-            RuntimeError: a rank is gone or silent; no request can go on.
+            CrewLost: the stages cannot be brought up again; no request can go on.
+            Unfit: the model cannot be run as it is configured.
         """
+        self._crew.start()
         while not self._is_stopping:
+            for event in self._crew.wait(_SLEEP_S):
+                self._take(event)
             self._obey()
-            while (issue := self._schedule.issue()) is not None:
-                self._forward(issue)
-            if self._schedule.num_in_flight:
-                self._advance(self._collect())
-            elif not self._is_stopping and self._commands.empty():
-                self._idle()
-        self._close()
+            self._issue()
+            self._tend()
+        self._crew.close()
 
     def _obey(self) -> None:
-        while not self._commands.empty():
-            self._carry_out(self._commands.get())
+        while self._schedule is not None and not self._commands.empty():
+            match command := self._commands.get():
+                case Start():
+                    self._open[command.request_id] = command
+                    for sequence in command.sequences:
+                        self._schedule.add(sequence)
+                case Cancel(request_id):
+                    self._forget(request_id)
+                case Stop():
+                    self._is_stopping = True
 
-    def _carry_out(self, command: Command) -> None:
-        match command:
-            case Start(sequence):
-                self._open[sequence.request_id] = command
-                self._schedule.add(sequence)
-            case Cancel(request_id):
-                if (start := self._open.pop(request_id, None)) is not None:
-                    self._schedule.remove(start.sequence)
-            case Stop():
-                self._is_stopping = True
-
-    def _forward(self, issue: Issue) -> None:
-        token_ids = torch.tensor(issue.token_ids)
-        if not self._stage.is_last:
-            self._ring.send_step(issue.step)
-            self._ring.send_hidden(self._stage.forward(issue.step, token_ids))
+    def _issue(self) -> None:
+        if self._schedule is None:
             return
-        with torch.inference_mode():
-            logits = self._stage.forward(issue.step, token_ids)
-            self._drawn.append(draw(logits, issue.step.rows))
+        while self._is_ready and (step := self._schedule.issue()) is not None:
+            self._watch.issued(step, time.monotonic())
+            self._crew.send(step)
 
-    def _collect(self) -> list[int]:
-        return self._drawn.popleft() if self._stage.is_last else self._ring.receive_tokens()
+    def _take(self, event: Event) -> None:
+        match event:
+            case Done():
+                self._done(event)
+            case Ready():
+                self._be_ready(event)
+            case Broken():
+                self._break(event)
 
-    def _advance(self, drawn: list[int]) -> None:
-        for sequence, token_id in self._schedule.apply(drawn):
-            generation = self._open[sequence.request_id].generation
-            news: list[Chunk | Finish] = [generation.add(token_id)]
-            if generation.finish is not None:
-                news.append(generation.finish)
-                del self._open[sequence.request_id]
-                self._schedule.remove(sequence)
-            self._emit(sequence.request_id, news)
+    def _done(self, done: Done) -> None:
+        schedule = self._schedule
+        if schedule is None or not self._is_ready:
+            return
+        schedule.observe(done.number, done.stage, done.seconds)
+        self._watch.done(done, time.monotonic())
+        if done.draws is None:
+            return
+        draws = [None if draw is None else _draw(draw) for draw in done.draws]
+        for sequence, draw in schedule.apply(done.number, draws):
+            self._advance(sequence, draw)
 
-    def _idle(self) -> None:
-        """Sleep until there is a command; keep the pipeline alive meanwhile."""
-        try:
-            self._carry_out(self._commands.get(timeout=transport.SILENCE_S / _BEATS))
-        except queue.Empty:
-            self._beat()
+    def _advance(self, sequence: Sequence, draw: Draw) -> None:
+        """A sequence got a token, or there was none to be had."""
+        if draw.fault:
+            self._fault(sequence, draw.fault)
+            return
+        self._docket.grew(sequence)
+        completion = self._open[sequence.request_id].completion
+        news = completion.add(sequence.index, draw)
+        if completion.has_ended(sequence.index):
+            self._remove(sequence)
+        if completion.finish is not None:
+            del self._open[sequence.request_id]
+        self._emit(sequence.request_id, news)
 
-    def _beat(self) -> None:
-        if not self._stage.is_last:
-            self._ring.send_step(Step(Operation.BEAT))
-            self._ring.receive_tokens()
+    def _be_ready(self, ready: Ready) -> None:
+        waiting: Iterable[Sequence] = ()
+        if self._schedule is None or ready.num_blocks != self._num_blocks:
+            waiting = self._schedule.sequences if self._schedule is not None else ()
+            self._schedule = self._make_schedule(ready.num_blocks)
+            self._num_blocks = ready.num_blocks
+        for sequence in waiting:
+            self._schedule.add(sequence)
+        self._is_ready = True
+        self._watch.ready(ready, self._crew, self._schedule)
 
-    def _close(self) -> None:
-        while self._schedule.num_in_flight:
-            self._schedule.apply(self._collect())
-        if not self._stage.is_last:
-            self._ring.send_step(Step(Operation.STOP))
-            self._ring.flush()
+    def _break(self, broken: Broken) -> None:
+        """Every cache is lost: all go on from their tokens, except who is guilty of it."""
+        self._is_ready = False
+        schedule = self._schedule
+        assert schedule is not None
+        in_flight = schedule.in_flight
+        self._watch.broken(broken.reason, len(in_flight))
+        schedule.reset()
+        for sequence in self._docket.blame(in_flight):
+            self._fail(sequence.request_id, broken.reason)
+
+    def _fault(self, sequence: Sequence, reason: str) -> None:
+        if self._docket.blame_one(sequence):
+            self._fail(sequence.request_id, reason)
+        else:
+            assert self._schedule is not None
+            logger.warning(
+                "sequence_recomputed request_id=%s reason=%s", sequence.request_id, reason
+            )
+            self._schedule.remove(sequence)
+            self._schedule.add(sequence)
+
+    def _fail(self, request_id: str, reason: str) -> None:
+        logger.error("request_isolated request_id=%s reason=%s", request_id, reason)
+        self._forget(request_id)
+        message = f"the engine failed {MAX_FAULTS} times at this request: {reason}"
+        self._emit(request_id, [Failure(500, message)])
+
+    def _forget(self, request_id: str) -> None:
+        if (start := self._open.pop(request_id, None)) is not None:
+            for sequence in start.sequences:
+                self._remove(sequence)
+
+    def _remove(self, sequence: Sequence) -> None:
+        assert self._schedule is not None
+        self._docket.forget(sequence)
+        self._schedule.remove(sequence)
+
+    def _tend(self) -> None:
+        """Look after what is not urgent: the status, and whether another cut would do better."""
+        now = time.monotonic()
+        if self._schedule is None or not self._is_ready:
+            return
+        cuts = self._watch.tend(now, self._crew, self._schedule)
+        if cuts is not None:
+            self._is_ready = False
+            self._schedule.reset()
+            self._crew.recut(cuts)
+
+
+def _draw(document: dict[str, object]) -> Draw:
+    top = tuple((token, likelihood) for token, likelihood in document["top"])  # type: ignore[attr-defined]
+    return Draw(**{**document, "top": top})  # type: ignore[arg-type]

@@ -27,12 +27,16 @@ _LOOK_EVERY_S: Final = 1.0
 _LOG_WITHIN_S: Final = 1.0
 
 
-def die_with_parent() -> None:
-    """From now on this process ends, at once and without cleaning up, when its parent does."""
+def die_with_parent(*, is_forked_by_a_lasting_thread: bool | None = None) -> None:
+    """From now on this process ends, at once and without cleaning up, when its parent does.
+
+    The kernel's signal follows the *thread* that forked. torchrun forks in its main thread; Java
+    in a thread of a pool, whose end would kill a healthy worker. None: find out which it is.
+    """
     parent = os.getppid()
-    # The kernel's signal follows the *thread* that forked. torchrun forks in its main thread;
-    # Java in a thread of a pool, whose end would kill a healthy worker.
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    if is_forked_by_a_lasting_thread is None:
+        is_forked_by_a_lasting_thread = "TORCHELASTIC_RUN_ID" in os.environ
+    if is_forked_by_a_lasting_thread and sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     threading.Thread(target=_watch, args=(parent,), name="parent-watch", daemon=True).start()
 

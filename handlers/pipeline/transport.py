@@ -1,100 +1,140 @@
-"""Moves steps along the ring of ranks: header and hidden states to the next, tokens to the first.
+"""Carries hidden states from each stage to the next.
 
-Sizes are known before anything is sent, so nothing is pickled and no length is negotiated. Sends
-do not wait; their buffers are kept until they are through. A receive waits as long as the group's
-timeout, then fails, as it does at once when the peer is gone: whoever calls treats either as the
-end of the pipeline.
+The stages form a process group anew after every fault: an *epoch*. Both ends know a tensor's
+shape from the step, so nothing is pickled and no size is negotiated. Receives are posted as soon
+as a step is known, before the stage has computed the one before; sends do not wait, and their
+buffers are kept until they are through. So moving and computing overlap.
 
-Loading takes longer than any step, so the ranks first meet in a group with the timeout for
-loading, and a second one with the short timeout carries the steps.
+Between processors the backend is gloo, between devices their own (nccl, which is rccl on AMD;
+xccl), and hidden states never pass through the host.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from handlers.pipeline import step as steps
 from handlers.pipeline.place import Place
 from handlers.pipeline.step import Step
 
-#: A rank that is silent this long is taken for dead.
-SILENCE_S = 20.0
+#: A neighbour that says nothing for this long while a tensor is due is gone. The driver, which
+#: sees more, is meant to act before.
+SILENCE_S: Final = 30.0
+#: Seconds a hop between stages takes longer; for tests and benchmarks of slow links.
+LINK_DELAY_VARIABLE: Final = "PLAIT_TEST_LINK_DELAY_S"
+_BACKENDS: Final = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 
 
-class Ring:
-    """This rank's place in the ring, and the messages to and from its neighbours."""
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Hidden states that are on their way."""
 
-    def __init__(self, place: Place, max_rows: int, group: dist.ProcessGroup | None) -> None:
-        """``group``: None when there is one rank only."""
-        self._group = group
-        self._max_rows = max_rows
-        self._rank, self._num_ranks = place.rank, place.num_ranks
+    work: Any
+    hidden: Tensor
+
+    def wait(self) -> Tensor:
+        """The hidden states [rows, width, hidden].
+
+        Raises:
+            RuntimeError: the sender is gone.
+        """
+        self.work.wait()
+        return self.hidden
+
+
+class Line:
+    """A stage's place among the stages of one epoch."""
+
+    def __init__(self, stage: int, num_stages: int, device: torch.device) -> None:
+        self._stage, self._num_stages = stage, num_stages
+        self._device = device
         self._sent: deque[tuple[Any, Tensor]] = deque()
+        delay_s = float(os.environ.get(LINK_DELAY_VARIABLE, "0"))
+        self._slow = _SlowLink(self._send, delay_s) if delay_s else None
 
     def __repr__(self) -> str:
-        return f"<Ring rank={self._rank}/{self._num_ranks} sending={len(self._sent)}>"
+        return f"<Line stage={self._stage}/{self._num_stages} sending={len(self._sent)}>"
 
-    def send_step(self, step: Step) -> None:
-        """Send a step's header to the next rank."""
-        words = steps.encode(step, self._max_rows)
-        self._send(torch.tensor(words, dtype=torch.long), self._rank + 1)
+    def join(self, host: str, port: int, epoch: int) -> None:
+        """Form the group of an epoch with all other stages; an earlier one is left.
 
-    def receive_step(self) -> Step:
-        """The next header from the rank before."""
-        words = torch.empty(steps.header_size(self._max_rows), dtype=torch.long)
-        return steps.decode(self._receive(words, self._rank - 1).tolist())
+        Raises:
+            RuntimeError: not everybody came in time.
+        """
+        self.leave()
+        if self._num_stages == 1:
+            return
+        _keep_to_loopback(host)
+        within = timedelta(seconds=SILENCE_S)
+        store = dist.TCPStore(host, port, is_master=False, timeout=within)
+        dist.init_process_group(
+            _BACKENDS[self._device.type],
+            store=dist.PrefixStore(f"epoch{epoch}", store),
+            rank=self._stage,
+            world_size=self._num_stages,
+            timeout=within,
+        )
 
-    def send_hidden(self, hidden: Tensor) -> None:
-        """Send a step's hidden states to the next rank, after its header."""
-        self._send(hidden.to("cpu").contiguous(), self._rank + 1)
+    def leave(self) -> None:
+        """Drop the group and whatever is on its way in it."""
+        self._sent.clear()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
-    def receive_hidden(self, step: Step, hidden_size: int, dtype: torch.dtype) -> Tensor:
-        """The hidden states that belong to a header."""
+    def expect(self, step: Step, hidden_size: int, dtype: torch.dtype) -> Due:
+        """Begin to receive a step's hidden states."""
         shape = (len(step.rows), step.width, hidden_size)
-        return self._receive(torch.empty(shape, dtype=dtype), self._rank - 1)
+        hidden = torch.empty(shape, dtype=dtype, device=self._device)
+        return Due(dist.irecv(hidden, self._stage - 1), hidden)
 
-    def send_tokens(self, token_ids: Sequence[int]) -> None:
-        """Answer a step, from the last rank to the first."""
-        words = [*token_ids, *[-1] * (self._max_rows - len(token_ids))]
-        self._send(torch.tensor(words, dtype=torch.long), 0)
+    def send(self, hidden: Tensor) -> None:
+        """Begin to send a step's hidden states [rows, width, hidden] to the next stage."""
+        hidden = hidden.contiguous()
+        if self._slow is None:
+            self._send(hidden)
+        else:
+            self._slow.send(hidden)
 
-    def receive_tokens(self) -> list[int]:
-        """The answer to the oldest step that has none yet."""
-        words = torch.empty(self._max_rows, dtype=torch.long)
-        token_ids: list[int] = self._receive(words, self._num_ranks - 1).tolist()
-        return token_ids
-
-    def flush(self) -> None:
-        """Wait until everything sent is through."""
-        while self._sent:
-            self._sent.popleft()[0].wait()
-
-    def _send(self, tensor: Tensor, to: int) -> None:
+    def _send(self, hidden: Tensor) -> None:
         while self._sent and self._sent[0][0].is_completed():
             self._sent.popleft()
-        self._sent.append((dist.isend(tensor, to, group=self._group), tensor))
+        self._sent.append((dist.isend(hidden, self._stage + 1), hidden))
 
-    def _receive(self, tensor: Tensor, source: int) -> Tensor:
-        dist.recv(tensor, source, group=self._group)
-        return tensor
+
+class _SlowLink:
+    """Sends everything later by the same time, in order; a link's latency, not its bandwidth."""
+
+    def __init__(self, send: Any, delay_s: float) -> None:
+        self._waiting: SimpleQueue[tuple[float, Tensor]] = SimpleQueue()
+        self._forward, self._delay_s = send, delay_s
+        threading.Thread(target=self._run, name="slow-link", daemon=True).start()
+
+    def send(self, hidden: Tensor) -> None:
+        self._waiting.put((time.monotonic() + self._delay_s, hidden))
+
+    def _run(self) -> None:
+        while True:
+            at, hidden = self._waiting.get()
+            time.sleep(max(0.0, at - time.monotonic()))
+            self._forward(hidden)
 
 
 def meet(place: Place, loading_timeout_s: float) -> None:
-    """Join the other ranks; they may differ by ``loading_timeout_s`` in getting here."""
+    """Join the ranks torchrun started; they may differ by ``loading_timeout_s`` in getting here."""
     if place.num_ranks == 1:
         return
     if os.environ.get("LOCAL_WORLD_SIZE") == str(place.num_ranks):
-        # All on this machine. Left alone, gloo takes the address of the machine's name, which
-        # may not resolve, and opens ports to the network.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        _keep_to_loopback("127.0.0.1")
     dist.init_process_group(
         "gloo",
         rank=place.rank,
@@ -103,10 +143,8 @@ def meet(place: Place, loading_timeout_s: float) -> None:
     )
 
 
-def open_ring(place: Place, max_rows: int) -> Ring:
-    """Wait until all ranks have loaded, then connect them for work."""
-    if place.num_ranks == 1:
-        return Ring(place, max_rows, None)
-    dist.barrier()
-    group = dist.new_group(timeout=timedelta(seconds=SILENCE_S), backend="gloo")
-    return Ring(place, max_rows, group)
+def _keep_to_loopback(host: str) -> None:
+    """Left alone, gloo takes the address of the machine's name and opens ports to the network."""
+    if host.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
