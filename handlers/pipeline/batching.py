@@ -7,7 +7,7 @@ few slots in gaps for nothing. It always takes the sequence that waited longest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -38,18 +38,18 @@ def share(sequence: Sequence, num_tokens: int) -> Share:
 
 def run_of(ready: Iterable[Sequence], count: int) -> list[Sequence]:
     """``count`` sequences whose slots lie close, the one that waited longest among them."""
-    by_slot = sorted(ready, key=_slot)
+    by_slot = sorted(ready, key=slot_of)
     if len(by_slot) <= count:
         return by_slot
     first = min(range(len(by_slot)), key=lambda index: by_slot[index].last_issue)
     starts = range(max(0, first - count + 1), min(first, len(by_slot) - count) + 1)
-    start = min(starts, key=lambda at: _slot(by_slot[at + count - 1]) - _slot(by_slot[at]))
+    start = min(starts, key=lambda at: slot_of(by_slot[at + count - 1]) - slot_of(by_slot[at]))
     return by_slot[start : start + count]
 
 
 def decode(chosen: list[Sequence], *, is_in_place: bool) -> list[Share]:
     """One token for each; ``is_in_place``: with the gaps filled when they are few."""
-    shares = {_slot(sequence): share(sequence, 1) for sequence in chosen}
+    shares = {slot_of(sequence): share(sequence, 1) for sequence in chosen}
     slots = sorted(shares)
     span = range(slots[0], slots[-1] + 1)
     is_even = len({b - a for a, b in pairwise(slots)}) <= 1
@@ -74,9 +74,33 @@ def prefill(behind: Iterable[Sequence], budget: int) -> list[Share]:
     return chosen
 
 
-def write(number: int, shares: list[Share], width: int | None = None) -> Step:
-    """The step of the shares; ``width``: the longest row's tokens unless more are given."""
-    width = width or max(each.num_tokens for each in shares)
+def group_of(ready: Iterable[Sequence], size: int, busy: Collection[int]) -> list[Sequence]:
+    """Those of a group of neighbouring slots that is not busy, the one that waited longest."""
+    idle = [each for each in ready if slot_of(each) // size not in busy]
+    if not idle:
+        return []
+    group = slot_of(min(idle, key=lambda sequence: sequence.last_issue)) // size
+    return [each for each in idle if slot_of(each) // size == group]
+
+
+def decode_group(chosen: list[Sequence], size: int, num_slots: int) -> list[Share]:
+    """One token for each of a group, and a row for every other slot of it."""
+    first = min(slot_of(chosen[0]) // size * size, num_slots - size)
+    shares = {slot_of(each): Share(slot_of(each), each, 1, is_drawn=True) for each in chosen}
+    return [shares.get(slot, Share(slot)) for slot in range(first, first + size)]
+
+
+def prefill_exact(behind: Iterable[Sequence], chunk: int) -> list[Share]:
+    """The next chunk of the prompt that came first, with all chunks at multiples of their size."""
+    sequence = min(behind, key=lambda sequence: sequence.arrival)
+    count = min(chunk, sequence.num_prompt - sequence.num_cached)
+    is_last = sequence.num_cached + count == sequence.num_prompt
+    return [Share(slot_of(sequence), sequence, count, is_last)]
+
+
+def write(number: int, shares: list[Share], width: int = 0) -> Step:
+    """The step of the shares; ``width``: more than the longest row's tokens, to keep a shape."""
+    width = max(width, *(each.num_tokens for each in shares))
     rows, tokens = [], []
     for each in shares:
         start = 0 if each.sequence is None else each.sequence.num_cached
@@ -87,6 +111,7 @@ def write(number: int, shares: list[Share], width: int | None = None) -> Step:
     return Step(number, width, window, tuple(rows), tuple(tokens))
 
 
-def _slot(sequence: Sequence) -> int:
+def slot_of(sequence: Sequence) -> int:
+    """The slot of one that has one."""
     assert sequence.slot is not None
     return sequence.slot

@@ -1,216 +1,171 @@
-"""What the parts of a decoder cost on one device: seconds of a step, and bytes.
+"""What a stage is expected to take, learnt from what it took.
 
-A stage's time for a step is that of its layers, of the embedding on the first stage and of final
-norm and head on the last, and a fixed share for what is done once whatever the layers: masks,
-rotary angles, the call itself. A ``Profile`` holds times as they were measured, at a few numbers
-of rows; ``Costs`` are for one number of rows.
-
-Where nothing was measured, time is counted in weights read: a decode step reads every weight
-once, whatever it computes. Such seconds are good for comparing parts, not as a prediction.
+A decode step's time depends on its rows, and where stages share cores or memory on how many of
+them are at work, so on the lanes; it is remembered as it was seen. A prefill step's time depends
+on its tokens and on what they attend to, and steps are seldom alike; it is fitted. Both forget
+slowly, take no single slow step at its word, and know nothing of what is decided from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
-from handlers.pipeline.step import BLOCK
+#: How far one observation moves an estimate.
+_WEIGHT: Final = 0.2
+#: An observation counts as at most this many times the estimate: a pause is no new speed.
+_CLIP: Final = 4.0
+#: How much of a step's time is taken to grow with its rows while only one number was seen.
+_SHARE_OF_ROWS: Final = 0.5
+#: What the last observation but one still counts, in a fit.
+_MEMORY: Final = 0.95
+#: A fit with one term more has to leave this much less unexplained.
+_WORTH_A_TERM: Final = 0.8
+#: Below this a pivot says that terms always changed together.
+_SINGULAR: Final = 1e-4
+#: Terms of the fits that are tried: per step, per token, per token and position attended to.
+_TERMS: Final = ((1,), (0, 1), (1, 2), (0, 1, 2))
 
-#: The layers of one stage: from (included) to (excluded).
-Cut = tuple[int, int]
 
-#: Bytes a second at which an estimate lets weights be read: one core of a server.
-NOMINAL_BYTES_PER_S: Final = 10e9
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of a decoder."""
-
-    #: Of one step.
+@dataclass(slots=True)
+class _Smoothed:
     seconds: float
-    weight_bytes: int = 0
-    #: Keys and values of one block of positions.
-    kv_bytes: int = 0
+    count: int = 1
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        if self.count == 2:
+            # The first step of a shape may have compiled something.
+            self.seconds = min(self.seconds, seconds)
+        else:
+            self.seconds += _WEIGHT * (min(seconds, _CLIP * self.seconds) - self.seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """A decoder's parts on one device, for steps of one number of rows."""
+class RowTimes:
+    """Decode steps of one stage."""
 
-    #: One for each decoder layer.
-    layers: tuple[Part, ...]
-    #: The token embedding; looked up, so it costs memory more than time.
-    embedding: Part
-    #: The output head with the final norm and whatever follows, such as drawing.
-    head: Part
-    #: Seconds of a step on every stage, whatever its layers.
-    fixed_s: float = 0.0
-    #: Whether head and embedding are one matrix; a stage that has both holds it once.
-    is_tied: bool = False
-    is_measured: bool = False
+    def __init__(self) -> None:
+        #: By lanes, then by rows.
+        self._seen: dict[int, dict[int, _Smoothed]] = {}
 
-    @classmethod
-    def of_weights(cls, layers: Sequence[int], embedding: int, head: int) -> Costs:
-        """From sizes in bytes, time in proportion to them; nothing is said of keys and values."""
+    def observe(self, lanes: int, num_rows: int, seconds: float) -> None:
+        """A step of so many rows took so long, with so many lanes."""
+        by_rows = self._seen.setdefault(lanes, {})
+        if num_rows in by_rows:
+            by_rows[num_rows].add(seconds)
+        else:
+            by_rows[num_rows] = _Smoothed(seconds)
 
-        def part(size: int) -> Part:
-            return Part(size / NOMINAL_BYTES_PER_S, size)
-
-        return cls(tuple(part(size) for size in layers), Part(0.0, embedding), part(head))
-
-    @classmethod
-    def estimate(cls, config: Any, bytes_per_weight: int = 2) -> Costs:
-        """From the attributes of a decoder's configuration, counting matrices only."""
-        hidden: int = config.hidden_size
-        inner: int = getattr(config, "intermediate_size", None) or 4 * hidden
-        heads: int = config.num_attention_heads
-        key_heads: int = getattr(config, "num_key_value_heads", None) or heads
-        head_size: int = getattr(config, "head_dim", None) or hidden // heads
-        experts: int = getattr(config, "num_local_experts", None) or 1
-        attention = 2 * hidden * head_size * (heads + key_heads)
-        layer = (attention + 3 * hidden * inner * experts) * bytes_per_weight
-        table: int = config.vocab_size * hidden * bytes_per_weight
-        costs = cls.of_weights((layer,) * config.num_hidden_layers, table, table)
-        kv_bytes = 2 * key_heads * head_size * BLOCK * bytes_per_weight
-        layers = tuple(replace(part, kv_bytes=kv_bytes) for part in costs.layers)
-        is_tied = bool(getattr(config, "tie_word_embeddings", False))
-        return replace(costs, layers=layers, is_tied=is_tied)
-
-    @property
-    def seconds(self) -> float:
-        """Of a step through the whole decoder on this device."""
-        return self.seconds_of((0, len(self.layers)))
-
-    def seconds_of(self, cut: Cut) -> float:
-        """Of a step through a stage that runs the layers ``cut``."""
-        return sum(part.seconds for part in self.layers[slice(*cut)]) + self.seconds_beside(cut)
-
-    def seconds_beside(self, cut: Cut) -> float:
-        """Of a step through that stage, its layers left out."""
-        embedding = self.embedding.seconds if cut[0] == 0 else 0.0
-        head = self.head.seconds if cut[1] == len(self.layers) else 0.0
-        return self.fixed_s + embedding + head
-
-    def weight_bytes_of(self, cut: Cut) -> int:
-        """Of the weights that a stage with the layers ``cut`` holds."""
-        return sum(part.weight_bytes for part in self.layers[slice(*cut)]) + self.bytes_beside(cut)
-
-    def bytes_beside(self, cut: Cut) -> int:
-        """Of the weights that stage holds, its layers left out."""
-        is_last = cut[1] == len(self.layers)
-        has_table = cut[0] == 0 and not (is_last and self.is_tied)
-        table = self.embedding.weight_bytes if has_table else 0
-        return table + (self.head.weight_bytes if is_last else 0)
-
-    def kv_bytes_of(self, cut: Cut) -> int:
-        """Of the keys and values of one block on a stage with the layers ``cut``."""
-        return sum(part.kv_bytes for part in self.layers[slice(*cut)])
-
-    def scaled(self, factor: float) -> Costs:
-        """The same on a device that takes ``factor`` times as long."""
-
-        def slow(part: Part) -> Part:
-            return replace(part, seconds=part.seconds * factor)
-
-        return replace(
-            self,
-            layers=tuple(map(slow, self.layers)),
-            embedding=slow(self.embedding),
-            head=slow(self.head),
-            fixed_s=self.fixed_s * factor,
-        )
+    def predict(self, lanes: int, num_rows: int) -> float | None:
+        """Seconds for a step, from the nearest number of lanes seen; None: nothing was seen."""
+        if not self._seen:
+            return None
+        nearest = min(self._seen, key=lambda seen: (abs(seen - lanes), -seen))
+        return _read({rows: each.seconds for rows, each in self._seen[nearest].items()}, num_rows)
 
 
-@dataclass(frozen=True, slots=True)
-class PartProfile:
-    """A part as it was measured."""
-
-    #: Of a decode step, for each number of rows of the profile.
-    seconds: tuple[float, ...]
-    #: Of one row of the profile's prefill chunk.
-    prefill_s: float
-    weight_bytes: int
-    kv_bytes: int = 0
-
-    def at(self, rows: int, measured_at: tuple[int, ...]) -> Part:
-        return Part(interpolate(rows, measured_at, self.seconds), self.weight_bytes, self.kv_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What one device was measured to take for a decoder's parts."""
-
-    #: The torch device: "cpu", "cuda:0".
-    device: str
-    #: Names the memory that ``free_bytes`` is of: stages with the same name share it.
-    memory: str
-    #: What this process may still take.
-    free_bytes: int
-    #: torch dtype name.
-    dtype: str
-    #: Numbers of rows the decode steps were timed at, rising.
-    rows: tuple[int, ...]
-    #: Tokens of the prefill chunk.
-    prefill_chunk: int
-    #: Kinds of layers that differ in type or size.
-    kinds: tuple[PartProfile, ...]
-    #: For each decoder layer, its kind.
-    kind_of_layer: tuple[int, ...]
-    embedding: PartProfile
-    head: PartProfile
-    #: What a step costs every stage, whatever its layers.
-    fixed: PartProfile
-    is_tied: bool = False
-    #: Seconds the measuring took.
-    took_s: float = 0.0
-
-    def costs(self, rows: int) -> Costs:
-        """For steps of ``rows`` rows; between the numbers measured it is a straight line."""
-        kinds = [kind.at(rows, self.rows) for kind in self.kinds]
-        return Costs(
-            tuple(kinds[kind] for kind in self.kind_of_layer),
-            self.embedding.at(rows, self.rows),
-            self.head.at(rows, self.rows),
-            self.fixed.at(rows, self.rows).seconds,
-            self.is_tied,
-            is_measured=True,
-        )
-
-    def to_document(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_document(cls, document: dict[str, Any]) -> Profile:
-        """From :meth:`to_document`'s values, after they went through JSON."""
-
-        def part(values: dict[str, Any]) -> PartProfile:
-            return PartProfile(**{**values, "seconds": tuple(values["seconds"])})
-
-        return cls(
-            **{
-                **document,
-                "rows": tuple(document["rows"]),
-                "kinds": tuple(map(part, document["kinds"])),
-                "kind_of_layer": tuple(document["kind_of_layer"]),
-                "embedding": part(document["embedding"]),
-                "head": part(document["head"]),
-                "fixed": part(document["fixed"]),
-            }
-        )
+def _read(curve: Mapping[int, float], num_rows: int) -> float:
+    """The curve at ``num_rows``: between two points the line, outside the line through all."""
+    below = max((rows for rows in curve if rows <= num_rows), default=None)
+    above = min((rows for rows in curve if rows >= num_rows), default=None)
+    if below is not None and above is not None:
+        share = (num_rows - below) / (above - below) if above > below else 0.0
+        return curve[below] + share * (curve[above] - curve[below])
+    nearest = above if below is None else below
+    assert nearest is not None
+    slope = _slope(curve)
+    if slope is None:
+        slope = _SHARE_OF_ROWS * curve[nearest] / nearest
+    # No step is free, whatever the line says.
+    return max(curve[nearest] + slope * (num_rows - nearest), 0.1 * curve[nearest])
 
 
-def interpolate(x: float, known: Sequence[float], values: Sequence[float]) -> float:
-    """``values`` at ``x``: straight lines between the known, level before, going on behind.
+def _slope(curve: Mapping[int, float]) -> float | None:
+    if len(curve) < 2:
+        return None
+    mean_rows, mean_s = sum(curve) / len(curve), sum(curve.values()) / len(curve)
+    together = sum((rows - mean_rows) * (seconds - mean_s) for rows, seconds in curve.items())
+    return max(0.0, together / sum((rows - mean_rows) ** 2 for rows in curve))
 
-    A smaller step is never taken to be cheaper than the smallest measured, since its weights are
-    read all the same; nor is a larger one cheaper than the largest.
-    """
-    if len(known) == 1 or x <= known[0]:
-        return values[0]
-    index = next((i for i, each in enumerate(known[1:], 1) if x <= each), len(known) - 1)
-    slope = (values[index] - values[index - 1]) / (known[index] - known[index - 1])
-    found = values[index - 1] + slope * (x - known[index - 1])
-    return max(found, values[-1]) if x > known[-1] else found
+
+class TokenTimes:
+    """Prefill steps of one stage: least squares of relative errors, the newest counting most."""
+
+    def __init__(self) -> None:
+        self._matrix = [[0.0] * 3 for _ in range(3)]
+        self._vector = [0.0] * 3
+        self._total = 0.0
+        self._fitted: tuple[float, ...] | None = None
+        self._count = 0
+        #: Tokens of the largest step seen.
+        self.largest = 0
+
+    def observe(self, num_tokens: int, window: int, seconds: float) -> None:
+        """A step of so many tokens that attend to ``window`` positions took so long."""
+        expected = self.predict(num_tokens, window)
+        if expected is not None and self._count >= 4:
+            seconds = min(seconds, _CLIP * expected)
+        terms = [term / max(seconds, 1e-9) for term in _terms(num_tokens, window)]
+        for row in range(3):
+            self._vector[row] = _MEMORY * self._vector[row] + terms[row]
+            for column in range(3):
+                kept = _MEMORY * self._matrix[row][column]
+                self._matrix[row][column] = kept + terms[row] * terms[column]
+        self._total = _MEMORY * self._total + 1
+        self._count, self.largest = self._count + 1, max(self.largest, num_tokens)
+        self._fitted = None
+
+    def predict(self, num_tokens: int, window: int) -> float | None:
+        """Seconds for a step; None: nothing was seen."""
+        if not self._count:
+            return None
+        if self._fitted is None:
+            self._fitted = self._fit()
+        terms = _terms(num_tokens, window)
+        return sum(weight * term for weight, term in zip(self._fitted, terms, strict=True))
+
+    def _fit(self) -> tuple[float, ...]:
+        """The simplest weights, none below 0, that explain nearly as much as any."""
+        best: tuple[float, ...] = (0.0, 0.0, 0.0)
+        unexplained = float("inf")
+        for chosen in _TERMS:
+            weights = self._solve(chosen)
+            if weights is None or min(weights) < 0:
+                continue
+            error = max(0.0, self._error(weights))
+            if error < _WORTH_A_TERM * unexplained:
+                best, unexplained = weights, error
+        return best
+
+    def _error(self, weights: tuple[float, ...]) -> float:
+        matrix, vector = self._matrix, self._vector
+        squared = sum(weights[i] * weights[j] * matrix[i][j] for i in range(3) for j in range(3))
+        return squared - 2 * sum(weights[i] * vector[i] for i in range(3)) + self._total
+
+    def _solve(self, chosen: tuple[int, ...]) -> tuple[float, ...] | None:
+        """Weights of the chosen terms, 0 for the others; None: what was seen cannot tell."""
+        scale = [self._matrix[i][i] ** 0.5 for i in chosen]
+        rows = [
+            [self._matrix[i][j] / (scale[a] * scale[b]) for b, j in enumerate(chosen)]
+            + [self._vector[i] / scale[a]]
+            for a, i in enumerate(chosen)
+        ]
+        for at in range(len(rows)):
+            if rows[at][at] < _SINGULAR:
+                return None
+            pivot = [value / rows[at][at] for value in rows[at]]
+            rows = [_less(row, row[at], pivot) for row in rows]
+            rows[at] = pivot
+        weights = [0.0] * 3
+        for a, i in enumerate(chosen):
+            weights[i] = rows[a][-1] / scale[a]
+        return tuple(weights)
+
+
+def _less(row: list[float], factor: float, pivot: list[float]) -> list[float]:
+    return [value - factor * mine for value, mine in zip(row, pivot, strict=True)]
+
+
+def _terms(num_tokens: int, window: int) -> tuple[float, float, float]:
+    return 1.0, float(num_tokens), float(num_tokens * window)

@@ -39,6 +39,12 @@ class Sequence:
     last_issue: int = 0
     #: Prefill steps issued since it was last in a step.
     num_prefills_passed: int = 0
+    #: Its draw had a fault; it is in no further step while it has its slot.
+    is_faulty: bool = False
+    #: Whether its known tokens are being drawn again, in exact mode.
+    is_replaying: bool = False
+    #: Keys of its full blocks, as far as they were needed.
+    keys: list[bytes] = field(default_factory=list)
 
     @property
     def num_missing(self) -> int:
