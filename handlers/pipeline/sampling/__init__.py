@@ -8,7 +8,7 @@ Gumbel noise: that is a draw from the softmax. What happens to a row's logits, i
 3. tokens that the grammar does not allow are left out (:mod:`.grammar`);
 4. without a temperature the likeliest token is taken; else logits are divided by it;
 5. top-k, then top-p of what it leaves, then min-p (:mod:`.filters`);
-6. the noise (:mod:`.noise`) decides.
+6. the noise decides (:mod:`.noise`, :mod:`.choice`).
 
 Log probabilities (:mod:`.logprobs`) are those of the model's own distribution, before all this.
 """

@@ -34,7 +34,8 @@ class Adjustments:
         self._counts = np.zeros(self._capacity, np.int64)
         self._biases = np.zeros(self._capacity, np.float64)
         for token_id, bias in self._how.logit_bias:
-            self._biases[self._place(token_id)] = bias
+            place = self._place(token_id)
+            self._biases[place] = bias
         if self._how.repetition_penalty != 1.0:
             self._repeat(opened.prompt_token_ids)
         for token_id in opened.generated:
@@ -51,7 +52,8 @@ class Adjustments:
         if self._how.repetition_penalty != 1.0:
             self._repeat((token_id,))
         if self._how.presence_penalty or self._how.frequency_penalty:
-            self._counts[self._place(token_id)] += 1
+            place = self._place(token_id)
+            self._counts[place] += 1
 
     def values(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
         """Token ids (int64), what divides their logits, what is added then (float32)."""
@@ -63,9 +65,11 @@ class Adjustments:
 
     def _repeat(self, token_ids: Iterable[int]) -> None:
         for token_id in token_ids:
-            self._factors[self._place(token_id)] = self._how.repetition_penalty
+            place = self._place(token_id)
+            self._factors[place] = self._how.repetition_penalty
 
     def _place(self, token_id: int) -> int:
+        """Where the token stands in the arrays, which may be new ones afterwards."""
         place = self._places.setdefault(token_id, len(self._places))
         if place == self._capacity:
             self._grow()

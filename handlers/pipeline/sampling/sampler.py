@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handlers.pipeline.sampling import adjustments, filters, grammar, logprobs, noise
+from handlers.pipeline.sampling import adjustments, choice, grammar, logprobs, noise
 from handlers.pipeline.sampling.adjustments import Adjustments
+from handlers.pipeline.sampling.filters import Shapes
 from handlers.pipeline.sampling.grammar import Grammars, Matcher
 from handlers.pipeline.step import Draw, Open, Row, Sampling
 
@@ -44,7 +45,11 @@ class _Slot:
     @property
     def is_plain(self) -> bool:
         """Whether the likeliest token is the one."""
-        return self.how.temperature == 0 and self.adjustments is None and self.matcher is None
+        return self.how.temperature == 0 and not self.changes_logits
+
+    @property
+    def changes_logits(self) -> bool:
+        return self.adjustments is not None or self.matcher is not None
 
     def add(self, token_id: int) -> None:
         if self.adjustments is not None:
@@ -138,7 +143,10 @@ class Sampler:
         faults: dict[int, str] = {index: slot.fault for index, slot in slots.items() if slot.fault}
         if shaped:
             chosen = torch.tensor(shaped, device=logits.device)
-            part = _Part(logits[chosen].float(), [slots[i] for i in shaped])
+            own = choice.rows(logits, shaped).float()
+            is_shared = own.data_ptr() == logits.data_ptr()
+            changes = any(slots[i].changes_logits for i in shaped)
+            part = _Part(own.clone() if is_shared and changes else own, [slots[i] for i in shaped])
             positions = [rows[i].start + rows[i].num_tokens for i in shaped]
             tokens[chosen], lefts[chosen] = part.draw(positions)
             faults |= {shaped[i]: fault for i, fault in part.faults.items()}
@@ -152,9 +160,10 @@ class Sampler:
 
 
 class _Part:
-    """The rows of a step that are not plain, and a copy of their logits to work on."""
+    """The rows of a step that are not plain."""
 
     def __init__(self, logits: Tensor, slots: Sequence[_Slot]) -> None:
+        """``logits`` are float32 [rows, vocabulary] and are changed where a slot has it so."""
         self._logits, self._slots = logits, slots
         #: Why a row has no token, by its index in here.
         self.faults: dict[int, str] = {}
@@ -168,7 +177,7 @@ class _Part:
         warm = [i for i, slot in enumerate(self._slots) if slot.how.temperature > 0]
         if warm:
             chosen = torch.tensor(warm, device=tokens.device)
-            tokens[chosen] = self._draw_warm(warm, chosen, peaks, positions)
+            tokens[chosen] = self._draw_warm(warm, peaks[chosen], positions)
         return tokens, peaks
 
     def _adjust(self) -> None:
@@ -188,23 +197,13 @@ class _Part:
                 self.faults[i] = f"the grammar cannot be followed: {matcher.fault}"
         grammar.forbid(self._logits, [i for i, _ in kept], masks)
 
-    def _draw_warm(
-        self, warm: Sequence[int], chosen: Tensor, peaks: Tensor, positions: Sequence[int]
-    ) -> Tensor:
+    def _draw_warm(self, warm: Sequence[int], peaks: Tensor, positions: Sequence[int]) -> Tensor:
         hows = [self._slots[i].how for i in warm]
-        size, device = self._logits.shape[-1], self._logits.device
         keys = [
             noise.key(how.seed, how.index, positions[i]) for i, how in zip(warm, hows, strict=True)
         ]
-        numbers = [filters.numbers(how, size) for how in hows]
-        is_all = len(warm) == len(self._slots)
-        batch = filters.Batch(
-            self._logits if is_all else self._logits[chosen],
-            peaks[chosen],
-            torch.tensor(keys, dtype=torch.int64, device=device),
-            torch.tensor(numbers, dtype=torch.float64, device=device),
-        )
-        return filters.draw(batch, hows)
+        logits = choice.rows(self._logits, warm)
+        return choice.draw(logits, Shapes.of(hows, logits.shape[-1], peaks, keys))
 
 
 def _logprobs(logits: Tensor, tokens: Tensor, slots: dict[int, _Slot]) -> list[Tensor]:
@@ -214,7 +213,9 @@ def _logprobs(logits: Tensor, tokens: Tensor, slots: dict[int, _Slot]) -> list[T
         return []
     most = max(slots[index].how.logprobs or 0 for index in asking)
     chosen = torch.tensor(asking, device=logits.device)
-    found = logprobs.of_tokens(logits[chosen].float(), tokens[chosen], min(most, logits.shape[-1]))
+    found = logprobs.of_tokens(
+        choice.rows(logits, asking).float(), tokens[chosen], min(most, logits.shape[-1])
+    )
     columns = torch.zeros(len(logits), found.shape[1], dtype=torch.float64, device=logits.device)
     columns[chosen] = found
     return [columns]

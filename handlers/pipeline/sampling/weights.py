@@ -27,17 +27,27 @@ def precision(vocabulary_size: int) -> int:
     return 62 - vocabulary_size.bit_length()
 
 
-def weigh(logits: Tensor, peaks: Tensor, temperatures: Tensor, places: int) -> Tensor:
-    """int64 weights of [rows, tokens] logits; ``peaks`` and ``temperatures`` are float64 [rows]."""
+def weigh(
+    logits: Tensor, peaks: Tensor, temperatures: Tensor, vocabulary_size: int | None = None
+) -> Tensor:
+    """The weights of tokens, int64 [rows, tokens].
+
+    Args:
+        logits: float32 [rows, tokens], of the whole vocabulary where its size is not given.
+        peaks: float64 [rows], the highest logit of each row.
+        temperatures: float64 [rows].
+    """
+    places = precision(vocabulary_size or logits.shape[-1])
     scaled = logits.to(torch.float64).sub_(peaks[:, None]).div_(temperatures[:, None])
     return scaled.exp_().mul_(2.0**places).round_().to(torch.int64)
 
 
-def total(logits: Tensor, peaks: Tensor, temperatures: Tensor, places: int) -> Tensor:
+def total(logits: Tensor, peaks: Tensor, temperatures: Tensor) -> Tensor:
     """The sum of a whole row's weights, int64 [rows]."""
     result = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     for start, end in blocks(logits):
-        result += weigh(logits[:, start:end], peaks, temperatures, places).sum(dim=-1)
+        part = weigh(logits[:, start:end], peaks, temperatures, logits.shape[-1])
+        result += part.sum(dim=-1)
     return result
 
 
