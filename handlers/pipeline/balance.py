@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Final
 
-from handlers.pipeline.costs import Cut
+from handlers.pipeline.part_costs import Cut
 
 #: What a stage of an index would cost if it ran the layers from (included) to (excluded).
 CostOf = Callable[[int, int, int], float]

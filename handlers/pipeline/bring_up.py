@@ -12,12 +12,12 @@ import torch
 from handlers.model_config import ModelConfig
 from handlers.pipeline import kv_budget, partition, surgery
 from handlers.pipeline.channel import Message
-from handlers.pipeline.costs import Costs, Profile
 from handlers.pipeline.crew import Crew, Orders
 from handlers.pipeline.driver import Driver, Emit
 from handlers.pipeline.family_check import check
 from handlers.pipeline.generation import Limits
 from handlers.pipeline.lanes import LaneModel
+from handlers.pipeline.part_costs import Costs, Profile
 from handlers.pipeline.partition import TOLERANCE, Cut, Device, Plan
 from handlers.pipeline.place import Place
 from handlers.pipeline.schedule import Schedule, Shape

@@ -25,7 +25,7 @@ from typing import Final
 
 from handlers.pipeline import balance
 from handlers.pipeline.balance import CostOf
-from handlers.pipeline.costs import Costs, Cut, Part
+from handlers.pipeline.part_costs import Costs, Cut, Part
 from handlers.pipeline.stage_plan import Plan, StagePlan, size
 
 __all__ = ["TOLERANCE", "Costs", "Cut", "Device", "Plan", "plan"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.pipeline import bubble
-from handlers.pipeline.costs import Cut
+from handlers.pipeline.part_costs import Cut
 
 _KIB = 1024
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from handlers.pipeline.costs import Costs, Cut
+from handlers.pipeline.part_costs import Costs, Cut
 from handlers.pipeline.partition import TOLERANCE, Device, Plan, plan
 
 MIB = 1024**2
