@@ -12,6 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
 #: How far one observation moves an estimate.
 _WEIGHT: Final = 0.2
 #: An observation counts as at most this many times the estimate: a pause is no new speed.
@@ -22,8 +27,10 @@ _SHARE_OF_ROWS: Final = 0.5
 _MEMORY: Final = 0.95
 #: A fit with one term more has to leave this much less unexplained.
 _WORTH_A_TERM: Final = 0.8
-#: Below this a pivot says that terms always changed together.
-_SINGULAR: Final = 1e-4
+#: A condition number from which terms are taken to have changed together always.
+_SINGULAR: Final = 1e5
+#: Prefill steps after which one that took far longer than expected is not believed.
+_TRUSTED_AFTER: Final = 4
 #: Terms of the fits that are tried: per step, per token, per token and position attended to.
 _TERMS: Final = ((1,), (0, 1), (1, 2), (0, 1, 2))
 
@@ -93,25 +100,20 @@ class TokenTimes:
     """Prefill steps of one stage: least squares of relative errors, the newest counting most."""
 
     def __init__(self) -> None:
-        self._matrix = [[0.0] * 3 for _ in range(3)]
-        self._vector = [0.0] * 3
-        self._total = 0.0
-        self._fitted: tuple[float, ...] | None = None
-        self._count = 0
+        self._matrix, self._vector = np.zeros((3, 3)), np.zeros(3)
+        self._fitted: Floats | None = None
+        self._count, self._total = 0, 0.0
         #: Tokens of the largest step seen.
         self.largest = 0
 
     def observe(self, num_tokens: int, window: int, seconds: float) -> None:
         """A step of so many tokens that attend to ``window`` positions took so long."""
         expected = self.predict(num_tokens, window)
-        if expected is not None and self._count >= 4:
+        if expected is not None and self._count >= _TRUSTED_AFTER:
             seconds = min(seconds, _CLIP * expected)
-        terms = [term / max(seconds, 1e-9) for term in _terms(num_tokens, window)]
-        for row in range(3):
-            self._vector[row] = _MEMORY * self._vector[row] + terms[row]
-            for column in range(3):
-                kept = _MEMORY * self._matrix[row][column]
-                self._matrix[row][column] = kept + terms[row] * terms[column]
+        terms = _terms(num_tokens, window) / max(seconds, 1e-9)
+        self._matrix = _MEMORY * self._matrix + np.outer(terms, terms)
+        self._vector = _MEMORY * self._vector + terms
         self._total = _MEMORY * self._total + 1
         self._count, self.largest = self._count + 1, max(self.largest, num_tokens)
         self._fitted = None
@@ -122,50 +124,31 @@ class TokenTimes:
             return None
         if self._fitted is None:
             self._fitted = self._fit()
-        terms = _terms(num_tokens, window)
-        return sum(weight * term for weight, term in zip(self._fitted, terms, strict=True))
+        return float(self._fitted @ _terms(num_tokens, window))
 
-    def _fit(self) -> tuple[float, ...]:
+    def _fit(self) -> Floats:
         """The simplest weights, none below 0, that explain nearly as much as any."""
-        best: tuple[float, ...] = (0.0, 0.0, 0.0)
-        unexplained = float("inf")
+        best, unexplained = np.zeros(3), float("inf")
         for chosen in _TERMS:
-            weights = self._solve(chosen)
-            if weights is None or min(weights) < 0:
+            weights = self._solve(list(chosen))
+            if weights is None or weights.min() < 0:
                 continue
-            error = max(0.0, self._error(weights))
+            squared = weights @ self._matrix @ weights - 2 * weights @ self._vector
+            error = max(0.0, float(squared) + self._total)
             if error < _WORTH_A_TERM * unexplained:
                 best, unexplained = weights, error
         return best
 
-    def _error(self, weights: tuple[float, ...]) -> float:
-        matrix, vector = self._matrix, self._vector
-        squared = sum(weights[i] * weights[j] * matrix[i][j] for i in range(3) for j in range(3))
-        return squared - 2 * sum(weights[i] * vector[i] for i in range(3)) + self._total
-
-    def _solve(self, chosen: tuple[int, ...]) -> tuple[float, ...] | None:
+    def _solve(self, chosen: list[int]) -> Floats | None:
         """Weights of the chosen terms, 0 for the others; None: what was seen cannot tell."""
-        scale = [self._matrix[i][i] ** 0.5 for i in chosen]
-        rows = [
-            [self._matrix[i][j] / (scale[a] * scale[b]) for b, j in enumerate(chosen)]
-            + [self._vector[i] / scale[a]]
-            for a, i in enumerate(chosen)
-        ]
-        for at in range(len(rows)):
-            if rows[at][at] < _SINGULAR:
-                return None
-            pivot = [value / rows[at][at] for value in rows[at]]
-            rows = [_less(row, row[at], pivot) for row in rows]
-            rows[at] = pivot
-        weights = [0.0] * 3
-        for a, i in enumerate(chosen):
-            weights[i] = rows[a][-1] / scale[a]
-        return tuple(weights)
+        scale = np.sqrt(np.diag(self._matrix)[chosen])
+        scaled = self._matrix[np.ix_(chosen, chosen)] / np.outer(scale, scale)
+        if np.linalg.cond(scaled) > _SINGULAR:
+            return None
+        weights = np.zeros(3)
+        weights[chosen] = np.linalg.solve(scaled, self._vector[chosen] / scale) / scale
+        return weights
 
 
-def _less(row: list[float], factor: float, pivot: list[float]) -> list[float]:
-    return [value - factor * mine for value, mine in zip(row, pivot, strict=True)]
-
-
-def _terms(num_tokens: int, window: int) -> tuple[float, float, float]:
-    return 1.0, float(num_tokens), float(num_tokens * window)
+def _terms(num_tokens: int, window: int) -> Floats:
+    return np.array([1.0, num_tokens, num_tokens * window])

@@ -92,15 +92,10 @@ class Schedule:
 
     @property
     def in_flight(self) -> list[Sequence]:
-        """The sequences that steps on their way work on, each once."""
-        rows = [row for flight in self._flights.values() for row in flight.rows if row is not None]
-        return list(dict.fromkeys(row[0] for row in rows if row[0].life == row[1]))
-
-    @property
-    def sequences(self) -> list[Sequence]:
-        """All that were added and not removed, in order of arrival."""
-        everyone = [*self._slots.waiting, *self._slots.running]
-        return sorted(everyone, key=lambda sequence: sequence.arrival)
+        """Those in any step that was issued and not yet applied, each once."""
+        rows = [row for flight in self._flights.values() for row in flight.rows]
+        flying = {id(row[0]): row[0] for row in rows if row is not None}
+        return [each for each in self.sequences if id(each) in flying]
 
     def counts(self) -> Counts:
         """What there is at the moment, and how often what happened so far."""
@@ -139,7 +134,7 @@ class Schedule:
         if alone is None:
             self._slots.admit()
             running = self._slots.running
-        elif any(sequence is not alone for sequence in self._in_flight()):
+        elif any(sequence is not alone for sequence in self.in_flight):
             return None
         else:
             self._slots.admit_alone(alone)
@@ -194,10 +189,6 @@ class Schedule:
     def park(self) -> None:
         """Issue nothing more until the next reset; results of steps in flight are still taken."""
         self._is_parked = True
-
-    def _in_flight(self) -> list[Sequence]:
-        rows = [row for flight in self._flights.values() for row in flight.rows]
-        return [row[0] for row in rows if row is not None]
 
     def _is_behind(self, sequence: Sequence) -> bool:
         """Whether a prefill step is next for it."""
