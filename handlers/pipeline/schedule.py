@@ -92,10 +92,15 @@ class Schedule:
 
     @property
     def in_flight(self) -> list[Sequence]:
-        """Those in any step that was issued and not yet applied, each once."""
-        rows = [row for flight in self._flights.values() for row in flight.rows]
-        flying = {id(row[0]): row[0] for row in rows if row is not None}
-        return [each for each in self.sequences if id(each) in flying]
+        """The sequences that steps on their way work on, each once."""
+        rows = [row for flight in self._flights.values() for row in flight.rows if row is not None]
+        return list(dict.fromkeys(row[0] for row in rows if row[0].life == row[1]))
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that were added and not removed, in order of arrival."""
+        everyone = [*self._slots.waiting, *self._slots.running]
+        return sorted(everyone, key=lambda sequence: sequence.arrival)
 
     def counts(self) -> Counts:
         """What there is at the moment, and how often what happened so far."""
