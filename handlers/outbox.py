@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.wire import Chunk, Failure, Finish, Frame, join
+from handlers.wire import Chunk, Failure, Finish, Frame, join, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Outbox:
 
 
 def _append(answers: list[Answer], answer: Answer) -> None:
-    # Only a final answer ends a run of chunks, so the place among other answers' chunks is free.
+    """Add an answer; the chunks of several answers may be told in any order among each other."""
     if isinstance(answer, Chunk):
         for place, kept in enumerate(answers):
             if isinstance(kept, Chunk) and kept.index == answer.index:

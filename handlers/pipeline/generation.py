@@ -2,6 +2,9 @@
 
 The answer to (prompt, generated tokens) is the same whether the tokens come from the pipeline or
 from an earlier attempt's journal; resuming is replaying them and saying nothing.
+
+A :class:`Generation` is one answer. A request may ask for several; :class:`Completion` holds them
+all and makes one end of their ends.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from handlers.pipeline.detokenizer import Decode, Detokenizer
-from handlers.wire import BadRequest, Chunk, Finish, GenerationRequest
+from handlers.pipeline.step import Draw
+from handlers.wire import BadRequest, Chunk, Finish, GenerationRequest, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,7 @@ class Limits:
 
 
 class Generation:
-    """One request on its way from prompt to finish."""
+    """One answer on its way from prompt to finish."""
 
     def __init__(
         self,
@@ -32,13 +36,16 @@ class Generation:
         prompt_token_ids: Sequence[int],
         limits: Limits,
         decode: Decode,
+        index: int = 0,
     ) -> None:
-        """Replays what ``request.generated`` holds.
+        """Replays what earlier attempts produced of the answer ``index``.
 
         Raises:
             BadRequest: the tokens do not fit the model.
         """
-        _refuse_unfit(prompt_token_ids, request.generated, limits)
+        generated = request.generated_of(index)
+        _refuse_unfit(prompt_token_ids, generated, limits)
+        self._index = index
         self._eos: Collection[int] = () if request.ignore_eos else limits.eos_token_ids
         self._detokenizer = Detokenizer(decode, prompt_token_ids, request.stop)
         self._num_prompt = len(prompt_token_ids)
@@ -46,13 +53,16 @@ class Generation:
         self._count = 0
         #: Set by the token that ends the answer.
         self.finish: Finish | None = None
-        for token_id in request.generated:
+        for token_id in generated:
             if self.finish is not None:
                 raise BadRequest("generated", f"goes on after token {self._count}, which ended it")
             self.add(token_id)
 
-    def add(self, token_id: int) -> Chunk:
-        """Take the next token; sets ``finish`` when it is the last one."""
+    def add(self, token_id: int, logprob: TokenLogprob | None = None) -> Chunk:
+        """Take the next token; sets ``finish`` when it is the last one.
+
+        ``logprob`` goes into the chunk beside the token; None when it was not asked for.
+        """
         self._count += 1
         reason = None
         if token_id in self._eos:
@@ -64,7 +74,61 @@ class Generation:
             reason = "stop"
         if reason is not None:
             self.finish = Finish(reason, self._num_prompt, self._count)
-        return Chunk((token_id,), text)
+        return Chunk((token_id,), text, self._index, () if logprob is None else (logprob,))
+
+
+class Completion:
+    """All answers to one request."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompt_token_ids: Sequence[int],
+        limits: Limits,
+        decode: Decode,
+    ) -> None:
+        """Replays what earlier attempts produced of each answer.
+
+        Raises:
+            BadRequest: the tokens do not fit the model.
+        """
+        self._answers = tuple(
+            Generation(request, prompt_token_ids, limits, decode, index)
+            for index in range(request.n)
+        )
+
+    def __repr__(self) -> str:
+        num_open = sum(answer.finish is None for answer in self._answers)
+        return f"<Completion open={num_open}/{len(self._answers)}>"
+
+    def add(self, index: int, draw: Draw) -> list[Chunk | Finish]:
+        """The answer ``index`` goes on with what was drawn, which has no fault.
+
+        Returns:
+            What to send: a chunk, and the request's finish after it when this ends the last
+            answer that was open.
+        """
+        logprob = None if draw.logprob is None else TokenLogprob(draw.logprob, draw.top)
+        chunk = self._answers[index].add(draw.token_id, logprob)
+        finish = self.finish
+        return [chunk] if finish is None else [chunk, finish]
+
+    def has_ended(self, index: int) -> bool:
+        """Whether the answer ``index`` takes no further token."""
+        return self._answers[index].finish is not None
+
+    @property
+    def finish(self) -> Finish | None:
+        """The end of the request: None while an answer is open."""
+        ends = [answer.finish for answer in self._answers if answer.finish is not None]
+        if len(ends) < len(self._answers):
+            return None
+        first = ends[0]
+        if len(ends) == 1:
+            return first
+        num_output = sum(end.num_output_tokens for end in ends)
+        reasons = tuple(end.reason for end in ends)
+        return Finish(first.reason, first.num_prompt_tokens, num_output, reasons)
 
 
 def _refuse_unfit(prompt: Sequence[int], generated: Sequence[int], limits: Limits) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from handlers.pipeline.generation import Generation, Limits
-from handlers.wire import BadRequest, Chunk, Finish, GenerationRequest
+from handlers.pipeline.generation import Completion, Generation, Limits
+from handlers.pipeline.step import Draw
+from handlers.wire import BadRequest, Chunk, Finish, GenerationRequest, TokenLogprob
 
 EOS = 0
 LIMITS = Limits(max_context=16, vocabulary_size=100, eos_token_ids=frozenset([EOS, 99]))
@@ -20,6 +21,11 @@ def decode(token_ids: Sequence[int]) -> str:
 def generation(prompt: Sequence[int] = (1, 2, 3), **fields: object) -> Generation:
     request = GenerationRequest(prompt_token_ids=tuple(prompt), **fields)  # type: ignore[arg-type]
     return Generation(request, prompt, LIMITS, decode)
+
+
+def completion(**fields: object) -> Completion:
+    request = GenerationRequest(prompt_token_ids=(1, 2, 3), **fields)  # type: ignore[arg-type]
+    return Completion(request, (1, 2, 3), LIMITS, decode)
 
 
 def test_the_token_that_reaches_max_new_tokens_ends_the_answer() -> None:
@@ -122,3 +128,49 @@ def test_a_token_outside_the_vocabulary_is_refused(fields: dict[str, object], na
         generation(**fields)  # type: ignore[arg-type]
 
     assert caught.value.field == name
+
+
+def test_a_chunk_says_which_answer_goes_on_and_how_likely_its_token_was() -> None:
+    answers = completion(n=2, logprobs=1)
+
+    sent = answers.add(1, Draw(7, -0.5, ((7, -0.5),)))
+
+    assert sent == [Chunk((7,), "<7>", 1, (TokenLogprob(-0.5, ((7, -0.5),)),))]
+
+
+def test_log_probabilities_that_were_not_asked_for_are_not_sent() -> None:
+    assert completion().add(0, Draw(7)) == [Chunk((7,), "<7>")]
+
+
+def test_a_request_ends_with_its_last_answer() -> None:
+    answers = completion(n=2, max_new_tokens=2)
+
+    assert answers.add(1, Draw(EOS)) == [Chunk((EOS,), "", 1)]
+    assert answers.has_ended(1)
+    assert not answers.has_ended(0)
+    answers.add(0, Draw(7))
+    assert answers.add(0, Draw(8))[1:] == [Finish("length", 3, 3, ("length", "eos"))]
+
+
+def test_the_finish_of_a_single_answer_is_its_own() -> None:
+    assert completion(max_new_tokens=1).add(0, Draw(7))[1:] == [Finish("length", 3, 1)]
+
+
+def test_each_answer_goes_on_after_its_own_tokens() -> None:
+    answers = completion(n=3, max_new_tokens=2, generated=(7,), other_generated=((), (7, 8)))
+
+    assert [answers.has_ended(index) for index in range(3)] == [False, False, True]
+    assert answers.add(0, Draw(9))[0] == Chunk((9,), "<9>", 0)
+    answers.add(1, Draw(9))
+    assert answers.add(1, Draw(9))[1:] == [Finish("length", 3, 6, ("length",) * 3)]
+
+
+def test_an_attempt_that_finds_all_answers_complete_has_its_finish_at_once() -> None:
+    answers = completion(n=2, generated=(EOS,), other_generated=((7, 99),))
+
+    assert answers.finish == Finish("eos", 3, 3, ("eos", "eos"))
+
+
+def test_a_token_of_a_further_answer_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(BadRequest, match="the vocabulary has 0 to 99"):
+        completion(n=2, other_generated=((100,),))

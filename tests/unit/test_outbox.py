@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from handlers.outbox import Outbox
-from handlers.wire import Chunk, Finish
+from handlers.wire import Chunk, Finish, TokenLogprob
 
 FINISH = Finish("eos", 1, 1)
 
@@ -39,6 +39,22 @@ def test_chunks_of_several_answers_become_one_each() -> None:
         outbox.put("a", [Chunk((token,), "x"), Chunk((token + 5,), "y", 1)])
 
     assert outbox.take("a") == [Chunk((1, 2), "xx"), Chunk((6, 7), "yy", 1)]
+
+
+def test_chunks_become_one_with_those_of_their_own_answer() -> None:
+    outbox = opened("a")
+    outbox.put("a", [Chunk((1,), "x"), Chunk((2,), "y", 1), Chunk((3,), "z")])
+    outbox.put("a", [Chunk((4,), "w", 1), FINISH])
+
+    assert outbox.take("a") == [Chunk((1, 3), "xz"), Chunk((2, 4), "yw", 1), FINISH]
+
+
+def test_chunks_that_become_one_keep_a_log_probability_for_each_token() -> None:
+    outbox = opened("a")
+    likelihoods = [TokenLogprob(-float(i), ((i, -float(i)),)) for i in range(2)]
+    outbox.put("a", [Chunk((i,), "x", 0, (likelihoods[i],)) for i in range(2)])
+
+    assert outbox.take("a") == [Chunk((0, 1), "xx", 0, tuple(likelihoods))]
 
 
 def test_answers_for_a_request_that_is_not_open_are_thrown_away() -> None:
