@@ -78,6 +78,8 @@ class Driver:
         self._docket = Docket()
         self._schedule: Schedule | None = None
         self._num_blocks = 0
+        #: When each step in flight was sent.
+        self._sent_at: dict[int, float] = {}
         self._is_ready = self._is_stopping = False
 
     def __repr__(self) -> str:
@@ -120,7 +122,8 @@ class Driver:
         if self._schedule is None:
             return
         while self._is_ready and (step := self._schedule.issue()) is not None:
-            self._watch.issued(step, time.monotonic())
+            self._sent_at[step.number] = time.monotonic()
+            self._watch.issued(step, self._sent_at[step.number])
             self._crew.send(step)
 
     def _take(self, event: Event) -> None:
@@ -136,12 +139,14 @@ class Driver:
         schedule = self._schedule
         if schedule is None or not self._is_ready:
             return
+        now = time.monotonic()
         schedule.observe(done.number, done.stage, done.seconds)
-        self._watch.done(done, time.monotonic())
+        self._watch.done(done, now)
         if done.draws is None:
             return
         draws = [None if draw is None else _draw(draw) for draw in done.draws]
-        for sequence, draw in schedule.apply(done.number, draws):
+        took_s = now - self._sent_at.pop(done.number)
+        for sequence, draw in schedule.apply(done.number, draws, took_s):
             self._advance(sequence, draw)
 
     def _advance(self, sequence: Sequence, draw: Draw) -> None:
@@ -176,7 +181,7 @@ class Driver:
         assert schedule is not None
         in_flight = schedule.in_flight
         self._watch.broken(broken.reason, len(in_flight))
-        schedule.reset()
+        self._reset(schedule)
         for sequence in self._docket.blame(in_flight):
             self._fail(sequence.request_id, broken.reason)
 
@@ -215,8 +220,13 @@ class Driver:
         cuts = self._watch.tend(now, self._crew, self._schedule)
         if cuts is not None:
             self._is_ready = False
-            self._schedule.reset()
+            self._reset(self._schedule)
             self._crew.recut(cuts)
+
+    def _reset(self, schedule: Schedule) -> None:
+        """Every step in flight and every cache is lost."""
+        self._sent_at.clear()
+        schedule.reset()
 
 
 def _draw(document: dict[str, object]) -> Draw:

@@ -81,7 +81,8 @@ class StageProcess:
                     else:
                         self._inbox.put(message)
         except Closed as error:
-            process.end(f"stage {self._index} lost its driver: {error}")
+            if not self._is_stopping:  # else this end has hung up
+                process.end(f"stage {self._index} lost its driver: {error}")
 
     def _tell(self, did: str, **facts: Any) -> None:
         self._channel.send({"did": did, "stage": self._index, **facts})

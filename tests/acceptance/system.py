@@ -113,7 +113,7 @@ class System:
                     yield process
 
     def rank(self, model: str, rank: int) -> psutil.Process:
-        """The process that runs one stage of the model."""
+        """One of the processes torchrun started for the model; rank 0 is the driver."""
         for process in self._processes():
             with contextlib.suppress(psutil.Error):
                 is_rank = process.environ().get("RANK") == str(rank)
@@ -122,6 +122,15 @@ class System:
                 ):
                     return process
         raise AssertionError(f"no process runs rank {rank} of {model}")
+
+    def stage(self, model: str, index: int) -> psutil.Process:
+        """The process that runs one stage of the model."""
+        for process in self.rank(model, 0).children():
+            with contextlib.suppress(psutil.Error):
+                words = process.cmdline()
+                if "handlers.pipeline.stage_process" in words and words[-1] == str(index):
+                    return process
+        raise AssertionError(f"no process runs stage {index} of {model}")
 
     def part(self, name: str) -> psutil.Process:
         """The control plane ("control") or the runner ("runner")."""

@@ -122,9 +122,13 @@ def test_a_stage_that_hangs_while_idle_is_replaced_without_a_request(replica: Re
 
 
 def test_a_request_that_kills_the_engine_twice_is_failed_and_nobody_else(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: list[list[int]]
+    root: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: list[list[int]],
 ) -> None:
-    monkeypatch.setenv("PLAIT_TEST_POISON_TOKEN", "1999")
+    # Stages import a sitecustomize from there, with which token 1999 ends their process.
+    monkeypatch.setenv("PYTHONPATH", str(root / "tests" / "data" / "poisoned_stage"))
     replica = Replica(model_folder, 3, max_context=1024)
     try:
         ids = [replica.submit(**request) for request in REQUESTS]
@@ -133,7 +137,7 @@ def test_a_request_that_kills_the_engine_twice_is_failed_and_nobody_else(
 
         assert isinstance(poison.end, Failure)
         assert poison.end.status == 500
-        assert "poison" in poison.end.message
+        assert "failed 2 times at this request: stage 0 ended: exit code 66" in poison.end.message
         assert [replica.result(each).token_ids for each in ids] == undisturbed
     finally:
         replica.close()
