@@ -139,7 +139,7 @@ class Schedule:
         if alone is None:
             self._slots.admit()
             running = self._slots.running
-        elif any(sequence is not alone for sequence in self.in_flight):
+        elif self._is_shared_with(alone):
             return None
         else:
             self._slots.admit_alone(alone)
@@ -194,6 +194,11 @@ class Schedule:
     def park(self) -> None:
         """Issue nothing more until the next reset; results of steps in flight are still taken."""
         self._is_parked = True
+
+    def _is_shared_with(self, alone: Sequence) -> bool:
+        """Whether a step in flight works on another sequence, one that was removed included."""
+        rows = [row for flight in self._flights.values() for row in flight.rows if row is not None]
+        return any(row[0] is not alone for row in rows)
 
     def _is_behind(self, sequence: Sequence) -> bool:
         """Whether a prefill step is next for it."""

@@ -2,85 +2,200 @@
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.pipeline.schedule import Issue, Schedule, Sequence
+from handlers.pipeline.lanes import LaneModel
+from handlers.pipeline.schedule import Schedule, Sequence, Shape
+from handlers.pipeline.step import BLOCK, Draw, Step
+from tests.properties.block_memory import VOCABULARY, Memory, alone, answer_of
 
-CHUNK, LENGTH = 8, 128
+#: Prompts begin like one of these, so that there are prefixes to share.
+TEXTS = [[random.Random(seed).randrange(VOCABULARY) for _ in range(300)] for seed in (1, 2)]
+CONTEXT = 4 * BLOCK
 
 
 @dataclass
-class FakePipeline:
-    """Keeps in each slot the tokens that were written; draws the sum of what a row can see."""
+class Arrival:
+    prompt: list[int]
+    #: Tokens of an earlier attempt.
+    num_known: int
+    num_new: int
+    #: Steps that were issued when it comes.
+    at: int
+    #: New tokens after which its client leaves; None: it stays.
+    leaves: int | None
+    is_suspect: bool
 
-    slots: dict[int, list[int]] = field(default_factory=dict)
-
-    def run(self, issue: Issue) -> list[int]:
-        drawn = []
-        for row, token_ids in zip(issue.step.rows, issue.token_ids, strict=True):
-            if row.num_tokens == 0:
-                drawn.append(-1)
-                continue
-            # What lies behind `start` is an earlier sequence's, or was written out of order.
-            seen = self.slots.get(row.slot, [])[: row.start]
-            assert len(seen) == row.start
-            seen = seen + list(token_ids[: row.num_tokens])
-            self.slots[row.slot] = seen
-            drawn.append(next_token(seen))
-        assert issue.step.width == max(row.num_tokens for row in issue.step.rows)
-        return drawn
+    @property
+    def num_wanted(self) -> int:
+        return self.num_new if self.leaves is None else min(self.num_new, self.leaves)
 
 
-def next_token(token_ids: list[int]) -> int:
-    return sum((index + 1) * token_id for index, token_id in enumerate(token_ids)) % 997
+@dataclass
+class Run:
+    """A schedule, its stages, and results on their way."""
+
+    schedule: Schedule
+    memory: Memory
+    randomness: random.Random
+    results: deque[tuple[Step, list[Draw | None]]] = field(default_factory=deque)
+    late: list[tuple[Step, list[Draw | None]]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    def turn(self) -> list[tuple[Sequence, Draw]]:
+        """Issue some or all there is, or take the oldest result; at least one of them."""
+        is_eager = self.randomness.random() < 0.8
+        while (is_eager or not self.results) and (step := self.schedule.issue()) is not None:
+            self.steps.append(step)
+            self.results.append((step, self.memory.run(step)))
+        if not self.results:
+            return []
+        step, draws = self.results.popleft()
+        for stage in range(self.memory.shape.num_stages):
+            self.schedule.observe(step.number, stage, self.randomness.random())
+        return self.schedule.apply(step.number, draws, 3 * self.randomness.random())
+
+    def lose_all(self) -> None:
+        """The stages are started again; results of before may still come."""
+        self.late.extend(self.results)
+        self.results.clear()
+        self.memory.lose()
+        self.schedule.reset()
+        for step, draws in self.late:
+            assert self.schedule.apply(step.number, draws) == []
 
 
-def alone(prompt: list[int], count: int) -> list[int]:
-    token_ids = list(prompt)
-    for _ in range(count):
-        token_ids.append(next_token(token_ids))
-    return token_ids
+def answers() -> st.SearchStrategy[Arrival]:
+    def build(text: int, shared: int, own: list[int], *rest: object) -> Arrival:
+        prompt = (TEXTS[text][:shared] + own)[: CONTEXT - 60] or [0]
+        known, new, at, leaves, suspect = rest
+        return Arrival(prompt, known, new, at, leaves, suspect)  # type: ignore[arg-type]
+
+    return st.builds(
+        build,
+        st.integers(0, 1),
+        st.sampled_from([0, 1, 63, 64, 65, 128, 130, 180]),
+        st.lists(st.integers(0, VOCABULARY - 1), max_size=12),
+        st.sampled_from([0, 0, 0, 1, 20]),
+        st.integers(1, 30),
+        st.integers(0, 40),
+        st.none() | st.integers(0, 10),
+        st.sampled_from([False] * 7 + [True]),
+    )
 
 
-request = st.tuples(st.lists(st.integers(0, 996), min_size=1, max_size=30), st.integers(1, 12))
-#: Before which step a request comes, and after how many tokens its client leaves, if it does.
-plans = st.lists(
-    st.tuples(request, st.integers(0, 20), st.none() | st.integers(0, 8)), min_size=1, max_size=12
-)
+def shapes(is_exact: bool = False) -> st.SearchStrategy[Shape]:
+    """Both layouts; of the paged one down to the fewest blocks there may be."""
+
+    def build(num_stages: int, max_rows: int, chunk: int, blocks: int, has_cache: bool) -> Shape:
+        num_blocks = max(CONTEXT // BLOCK + 1, max_rows * CONTEXT // BLOCK - blocks)
+        return Shape(num_stages, max_rows, chunk, CONTEXT, num_blocks, is_exact, has_cache)
+
+    return st.builds(
+        build,
+        st.integers(1, 4),
+        st.integers(1, 6),
+        st.sampled_from([16, 64, 100, 128]),
+        st.sampled_from([0, 1, 3, 9, 20]),
+        st.booleans(),
+    )
 
 
-@settings(max_examples=60, deadline=None)
-@given(plans, st.integers(1, 3), st.integers(1, 4))
-def test_every_answer_is_what_it_would_be_alone(
-    arrivals: list[tuple[tuple[list[int], int], int, int | None]], lanes: int, rows: int
-) -> None:
-    schedule, pipeline = Schedule(lanes, rows, CHUNK, LENGTH), FakePipeline()
-    coming = {
-        index: Sequence(str(index), list(prompt))
-        for index, ((prompt, _), _, _) in enumerate(arrivals)
-    }
-    open_ = dict(coming)
-    in_flight: list[list[int]] = []
-    for turn in range(2000):
-        for index, (_, when, _) in enumerate(arrivals):
-            if when == turn:
-                schedule.add(coming.pop(index))
-        while (issue := schedule.issue()) is not None:
-            in_flight.append(pipeline.run(issue))
-        if in_flight:
-            schedule.apply(in_flight.pop(0))
+def simulate(
+    shape: Shape,
+    arrivals: list[Arrival],
+    losses: set[int],
+    *,
+    lanes: int | None = None,
+    seed: int = 0,
+) -> Run:
+    """Run all arrivals to their ends; asserts that what they are told is what they would be alone."""
+    run = Run(
+        Schedule(shape, LaneModel(shape.num_stages, lanes)),
+        Memory(shape),
+        random.Random(seed),
+    )
+    coming = sorted(enumerate(arrivals), key=lambda pair: pair[1].at)
+    open_: dict[int, Sequence] = {}
+    for turn in range(20_000):
+        while coming and (coming[0][1].at <= len(run.steps) or not open_):
+            index, arrival = coming.pop(0)
+            open_[index] = begin(index, arrival, shape, lanes)
+            run.schedule.add(open_[index])
+        if turn in losses:
+            run.lose_all()
+        run.turn()
+        check_blocks(run.schedule, shape)
         for index, sequence in list(open_.items()):
-            (prompt, count), _, leaves = arrivals[index]
-            done = len(sequence.token_ids) - len(prompt)
-            if index in coming or (done < count and done != leaves):
-                continue
-            schedule.remove(sequence)
-            assert sequence.token_ids == alone(prompt, done)
-            del open_[index]
-        if not open_:
-            break
-    assert not open_
-    assert schedule.issue() is None
+            arrival = arrivals[index]
+            count = len(answer_of(sequence))
+            if count - arrival.num_known >= arrival.num_wanted:
+                run.schedule.remove(sequence)
+                assert answer_of(sequence) == expected(arrival, count, shape, lanes)
+                del open_[index]
+        if not open_ and not coming:
+            return run
+    raise AssertionError(f"did not come to an end: {run.schedule!r} {open_}")
+
+
+def begin(index: int, arrival: Arrival, shape: Shape, lanes: int | None) -> Sequence:
+    known = expected(arrival, arrival.num_known, shape, lanes)
+    sequence = Sequence(str(index), 0, [*arrival.prompt, *known], len(arrival.prompt))
+    if arrival.is_suspect:
+        sequence.suspect_until = len(sequence.token_ids)
+    return sequence
+
+
+def expected(arrival: Arrival, count: int, shape: Shape, lanes: int | None) -> list[int]:
+    if not shape.is_exact:
+        return alone(arrival.prompt, count)
+    schedule, memory = Schedule(shape, LaneModel(shape.num_stages, lanes)), Memory(shape)
+    sequence = Sequence("alone", 0, list(arrival.prompt), len(arrival.prompt))
+    schedule.add(sequence)
+    while len(answer_of(sequence)) < count:
+        step = schedule.issue()
+        assert step is not None
+        schedule.apply(step.number, memory.run(step))
+    return answer_of(sequence)
+
+
+def check_blocks(schedule: Schedule, shape: Shape) -> None:
+    counts = schedule.counts()
+    assert counts.num_blocks_used >= 0
+    assert counts.num_blocks_cached >= 0
+    assert counts.num_blocks_free >= 0
+    assert counts.num_replay_mismatches == 0
+
+
+plans = st.lists(answers(), min_size=1, max_size=10)
+losses = st.sets(st.integers(0, 80), max_size=2)
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes(), plans, losses, st.none() | st.integers(1, 5), st.integers(0, 9))
+def test_every_answer_is_what_it_would_be_alone(
+    shape: Shape, arrivals: list[Arrival], losses: set[int], lanes: int | None, seed: int
+) -> None:
+    run = simulate(shape, arrivals, losses, lanes=lanes, seed=seed)
+
+    while run.results:
+        run.turn()
+    counts = run.schedule.counts()
+    assert run.schedule.issue() is None
+    assert (counts.num_waiting, counts.num_running, counts.num_blocks_used) == (0, 0, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes(is_exact=True), plans, losses, st.none() | st.integers(1, 5), st.integers(0, 9))
+def test_in_exact_mode_shapes_are_what_they_would_be_alone(
+    shape: Shape, arrivals: list[Arrival], losses: set[int], lanes: int | None, seed: int
+) -> None:
+    run = simulate(shape, arrivals, losses, lanes=lanes, seed=seed)
+
+    assert {len(step.rows) for step in run.steps if step.width > 1} <= {1}
+    assert len({len(step.rows) for step in run.steps if step.width == 1}) <= 1
