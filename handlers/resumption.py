@@ -28,8 +28,10 @@ NONE: Final = "none"
 LABELS: Final = (EXACT, CLOSE, NONE)
 
 #: Engines that cannot go on when one of these fields is set: what they keep beside the tokens (a
-#: grammar's state) cannot be made again from them.
-CANNOT_GO_ON: Final[Mapping[str, tuple[str, ...]]] = {"vllm": ("json_schema", "regex")}
+#: grammar's state, how often the answer holds a token) cannot be made again from them.
+CANNOT_GO_ON: Final[Mapping[str, tuple[str, ...]]] = {
+    "vllm": ("json_schema", "regex", "presence_penalty", "frequency_penalty")
+}
 
 
 def label(request: Request, config: ModelConfig) -> str:
@@ -45,4 +47,4 @@ def label(request: Request, config: ModelConfig) -> str:
 def fields_in_the_way(request: GenerationRequest, config: ModelConfig) -> tuple[str, ...]:
     """The request's fields for which the model's engine cannot go on; empty when it can."""
     named = CANNOT_GO_ON.get(config.engine, ())
-    return tuple(name for name in named if getattr(request, name) is not None)
+    return tuple(name for name in named if getattr(request, name))
