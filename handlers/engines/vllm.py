@@ -31,13 +31,14 @@ from typing import Any, Final
 
 from handlers.engines import base
 from handlers.engines._placeholder import Placeholder
-from handlers.engines._text import TextModel, generation_of
+from handlers.engines._text import TextModel, generation_of, sampling_of
 from handlers.engines._vllm_library import Library, draws_of, own_environment, refusal
 from handlers.engines.base import Answer, Place, Request, is_final
 from handlers.model_config import ModelConfig
 from handlers.outbox import Outbox
 from handlers.pipeline import process
 from handlers.pipeline.generation import Completion
+from handlers.pipeline.sampling import check
 from handlers.resumption import fields_in_the_way
 from handlers.sources import resolve_source
 from handlers.wire import BadRequest, Failure, Frame, GenerationRequest
@@ -117,6 +118,7 @@ class Engine(base.Engine):
         self._refuse_unresumable(wanted)
         prompt = self._text.tokenize(wanted)
         completion = Completion(wanted, prompt, self._text.limits, self._text.decode)
+        check(sampling_of(wanted, 0), self._text.tokenizer)
         jobs = [
             self._job(wanted, index, prompt)
             for index in range(wanted.n)
