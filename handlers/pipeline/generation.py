@@ -45,6 +45,7 @@ class Generation:
         """
         generated = request.generated_of(index)
         _refuse_unfit(prompt_token_ids, generated, limits)
+        _refuse_unknown_biases(request, limits)
         self._index = index
         self._eos: Collection[int] = () if request.ignore_eos else limits.eos_token_ids
         self._detokenizer = Detokenizer(decode, prompt_token_ids, request.stop)
@@ -134,13 +135,8 @@ class Completion:
 def _refuse_unfit(prompt: Sequence[int], generated: Sequence[int], limits: Limits) -> None:
     if not prompt:
         raise BadRequest("prompt", "gives no tokens")
-    for name, token_ids in (("prompt_token_ids", prompt), ("generated", generated)):
-        for index, token_id in enumerate(token_ids):
-            if not 0 <= token_id < limits.vocabulary_size:
-                raise BadRequest(
-                    f"{name}[{index}]",
-                    f"is {token_id}; the vocabulary has 0 to {limits.vocabulary_size - 1}",
-                )
+    _refuse_unknown_tokens("prompt_token_ids", prompt, limits)
+    _refuse_unknown_tokens("generated", generated, limits)
     room = limits.max_context - len(generated)
     if len(prompt) + 1 > room + bool(generated):
         raise BadRequest(
@@ -148,3 +144,21 @@ def _refuse_unfit(prompt: Sequence[int], generated: Sequence[int], limits: Limit
             f"is {len(prompt)} tokens long; with {len(generated)} generated and one more "
             f"it does not fit the context of {limits.max_context}",
         )
+
+
+def _refuse_unknown_tokens(name: str, token_ids: Sequence[int], limits: Limits) -> None:
+    for index, token_id in enumerate(token_ids):
+        if not 0 <= token_id < limits.vocabulary_size:
+            raise BadRequest(
+                f"{name}[{index}]",
+                f"is {token_id}; the vocabulary has 0 to {limits.vocabulary_size - 1}",
+            )
+
+
+def _refuse_unknown_biases(request: GenerationRequest, limits: Limits) -> None:
+    for token_id, _ in request.logit_bias:
+        if not 0 <= token_id < limits.vocabulary_size:
+            raise BadRequest(
+                f"logit_bias[{token_id}]",
+                f"names no token; the vocabulary has 0 to {limits.vocabulary_size - 1}",
+            )

@@ -121,7 +121,11 @@ def test_prompt_and_generated_beyond_the_context_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "name"),
-    [({"prompt": [1, 100]}, "prompt_token_ids[1]"), ({"generated": (100,)}, "generated[0]")],
+    [
+        ({"prompt": [1, 100]}, "prompt_token_ids[1]"),
+        ({"generated": (100,)}, "generated[0]"),
+        ({"logit_bias": ((7, 1.0), (100, 1.0))}, "logit_bias[100]"),
+    ],
 )
 def test_a_token_outside_the_vocabulary_is_refused(fields: dict[str, object], name: str) -> None:
     with pytest.raises(BadRequest) as caught:

@@ -29,9 +29,9 @@ def draw(logits: Tensor, shapes: Shapes) -> Tensor:
     """
     is_filtered = shapes.is_filtered
     if not any(is_filtered):
-        return _from_all(logits, shapes, torch.full_like(shapes.peaks, -math.inf))
+        return draw_from_all(logits, shapes, torch.full_like(shapes.peaks, -math.inf))
     if logits.device.type != "cpu":
-        return _from_all(logits, shapes, filters.from_all(logits, shapes))
+        return draw_from_all(logits, shapes, filters.from_all(logits, shapes))
     tokens = torch.empty_like(shapes.keys)
     for wanted, find in ((True, _from_heads), (False, draw)):
         chosen = [row for row, is_in in enumerate(is_filtered) if is_in == wanted]
@@ -47,7 +47,7 @@ def rows(table: Tensor, chosen: Sequence[int]) -> Tensor:
     return table[torch.tensor(chosen, device=table.device)]
 
 
-def _from_all(logits: Tensor, shapes: Shapes, thresholds: Tensor) -> Tensor:
+def draw_from_all(logits: Tensor, shapes: Shapes, thresholds: Tensor) -> Tensor:
     """The token of each row, out of the whole vocabulary."""
     best = torch.full_like(shapes.peaks, -math.inf)
     tokens = torch.zeros_like(shapes.keys)
@@ -68,7 +68,7 @@ def _from_heads(logits: Tensor, shapes: Shapes) -> Tensor:
     if not all(is_known.tolist()):
         others = [row for row, is_done in enumerate(is_known.tolist()) if not is_done]
         logits, shapes = rows(logits, others), shapes.rows(others)
-        tokens[others] = _from_all(logits, shapes, filters.from_all(logits, shapes))
+        tokens[others] = draw_from_all(logits, shapes, filters.from_all(logits, shapes))
     return tokens
 
 

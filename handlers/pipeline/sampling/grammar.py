@@ -143,12 +143,11 @@ def compile_grammar(field: str, text: str, words: LLTokenizer) -> LLMatcher:
     except ValueError as error:
         raise GrammarFault(f"cannot be used: {_message(str(error))}") from None
     matcher = LLMatcher(words, grammar, log_level=0, limits=_LIMITS)
-    # The first mask shows whether the automaton can be built, and is built only once.
-    is_empty = not matcher.is_error() and not any(matcher.compute_bitmask())
+    if not matcher.is_error():
+        # The first mask shows whether the automaton can be built, and is built only once.
+        matcher.compute_bitmask()
     if matcher.is_error():
         raise GrammarFault(f"cannot be used: {_message(matcher.get_error())}")
-    if is_empty:
-        raise GrammarFault("cannot be used: no text matches it")
     return matcher
 
 
@@ -210,6 +209,10 @@ def _vocabulary_of(tokenizer: Any) -> LLTokenizer:
     return vocabulary(tokenizer, len(tokenizer))
 
 
-def _message(text: str) -> str:
-    line = " ".join(text.split())
+def _message(error: str) -> str:
+    """What the library says went wrong, in one line of bounded length."""
+    line = " ".join(error.replace("<non-verbose/>", "").split())
+    # What the library says when no token can come next and the answer is not complete.
+    if line.startswith("NoExtension"):
+        return "no text matches it"
     return line if len(line) <= _MAX_MESSAGE_CHARS else line[:_MAX_MESSAGE_CHARS] + " ..."

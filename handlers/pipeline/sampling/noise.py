@@ -29,7 +29,8 @@ def key(seed: int, index: int, position: int) -> int:
     """
     root = _mix(seed & _ALL)
     if index:
-        root = _mix(root ^ _mix(index))
+        # The complement, because no position has it: answers share no key with other positions.
+        root = _mix(root ^ (_ALL - index))
     return _signed(_mix(_mix(root ^ position)))
 
 
