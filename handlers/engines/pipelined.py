@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 
 from handlers.engines import base
+from handlers.engines._placeholder import Placeholder
 from handlers.engines._text import TextModel, generation_of, sampling_of
 from handlers.engines.base import Answer, Place, Request
 from handlers.model_config import ModelConfig
@@ -25,7 +26,7 @@ from handlers.pipeline.bring_up import make_driver
 from handlers.pipeline.crew import Unfit
 from handlers.pipeline.driver import Cancel, Driver, Start, Stop
 from handlers.pipeline.generation import Completion
-from handlers.pipeline.sampling import grammar
+from handlers.pipeline.sampling import check
 from handlers.pipeline.schedule import Sequence
 from handlers.sources import resolve_source
 from handlers.wire import GenerationRequest
@@ -61,7 +62,7 @@ class Engine(base.Engine):
             ValueError: the model cannot be run as it is configured.
         """
         if place.rank > 0:
-            return _Placeholder()
+            return Placeholder()
         engine = cls(config, place, resolve_source(config))
         engine._thread.start()
         is_ready = engine._ready.wait(config.startup_timeout_s)
@@ -110,7 +111,7 @@ class Engine(base.Engine):
         for index in range(request.n):
             how = sampling_of(request, index)
             if index == 0:
-                grammar.check(how, self._model.tokenizer)
+                check(how, self._model.tokenizer)
             if not completion.has_ended(index):
                 token_ids = [*prompt, *request.generated_of(index)]
                 sequences.append(Sequence(request_id, index, token_ids, len(prompt), how))
@@ -126,22 +127,3 @@ class Engine(base.Engine):
             self._ready.set()
         except Exception as error:  # noqa: BLE001  # whatever it is, `end` logs it
             process.end(f"the pipeline broke: {type(error).__name__}: {error}")
-
-
-class _Placeholder(base.Engine):
-    """What a rank other than 0 holds: nothing. Its device is used by a stage's process."""
-
-    def submit(self, request_id: str, request: Request) -> None:
-        raise RuntimeError("only rank 0 takes requests")
-
-    def cancel(self, request_id: str) -> None:
-        """Nothing is open here."""
-
-    def take(self, request_id: str) -> list[Answer]:
-        return []
-
-    def wait(self, timeout_s: float) -> bool:
-        return False
-
-    def close(self) -> None:
-        """Nothing is held here."""

@@ -7,6 +7,7 @@ The far end's death shows at once as the end of the stream.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -88,10 +89,8 @@ class Channel:
 
     def close(self) -> None:
         """Hang up; a thread that is receiving is told."""
-        try:
+        with contextlib.suppress(OSError):  # the peer was faster
             self._connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the peer was faster
         self._connection.close()
 
     def _whole(self) -> list[Message]:

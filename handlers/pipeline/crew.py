@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # upstream
 
 from handlers.pipeline import step as steps
 from handlers.pipeline.channel import Channel, Closed, Message
@@ -65,6 +65,7 @@ class Orders:
     num_slots: int
     max_context: int
     vocabulary_size: int
+    eos_token_ids: tuple[int, ...]
     #: Whether stages are measured before they are cut.
     is_measured: bool
     startup_timeout_s: float
@@ -112,7 +113,7 @@ class Crew:
         self._orders, self._planner, self._budget = orders, planner, budget
         self._secret = secrets.token_hex(16)
         self._listener = socket.create_server((HOST, 0))
-        self._store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        self._store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ, self._welcome)
         self._woken, self._bell = socket.socketpair()
@@ -132,6 +133,11 @@ class Crew:
     @property
     def epoch(self) -> int:
         return self._epoch
+
+    @property
+    def num_blocks(self) -> int | None:
+        """That every stage holds, as far as it is decided."""
+        return self._num_blocks
 
     def start(self) -> None:
         """Start every stage's process, in the thread that will live as long as they shall."""
@@ -264,9 +270,7 @@ class Crew:
         member.is_through(now)
         if member.index + 1 < len(self.members):
             self.members[member.index + 1].is_due(now)
-        self._events.append(
-            Done(member.index, message["number"], message["s"], message["draws"])
-        )
+        self._events.append(Done(member.index, message["number"], message["s"], message["draws"]))
 
     def _broken(self, member: Member, message: Message) -> None:
         if message["epoch"] is None:  # it broke at what it was told to do, not at a step
@@ -328,7 +332,10 @@ class Crew:
                 self._command_if_idle(member, "profile")
             if lacking:
                 return False
-        self._cuts = self._planner([member.profile for member in self.members])
+        try:
+            self._cuts = self._planner([member.profile for member in self.members])
+        except ValueError as error:
+            raise Unfit(str(error)) from error
         return True
 
     def _advance_layers(self) -> bool:
@@ -341,7 +348,10 @@ class Crew:
 
     def _advance_blocks(self) -> bool:
         if self._num_blocks is None:
-            self._num_blocks = self._budget([member.loaded for member in self.members])
+            try:
+                self._num_blocks = self._budget([member.loaded for member in self.members])
+            except ValueError as error:
+                raise Unfit(str(error)) from error
         lacking = [member for member in self.members if member.num_blocks != self._num_blocks]
         for member in lacking:
             self._command_if_idle(member, "allocate", num_blocks=self._num_blocks)
@@ -386,6 +396,7 @@ class Crew:
             "num_slots": orders.num_slots,
             "max_context": orders.max_context,
             "vocabulary_size": orders.vocabulary_size,
+            "eos_token_ids": list(orders.eos_token_ids),
         }
         self._command(member, told | facts)
 

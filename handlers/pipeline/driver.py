@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: Seconds the loop sleeps at most; commands and results wake it.
 _SLEEP_S: Final = 0.25
 
-Emit = Callable[[str, list[Chunk | Finish | Failure]], None]
+Emit = Callable[[str, Iterable[Chunk | Finish | Failure]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Driver:
         for sequence in waiting:
             self._schedule.add(sequence)
         self._is_ready = True
-        self._watch.ready(ready, self._crew, self._schedule)
+        self._watch.ready(self._crew, self._schedule)
 
     def _break(self, broken: Broken) -> None:
         """Every cache is lost: all go on from their tokens, except who is guilty of it."""

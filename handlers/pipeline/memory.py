@@ -30,6 +30,13 @@ def free_bytes(device: torch.device) -> int:
     return min(_available(), *_left_in_container(), *_left_of_own_limit())
 
 
+def memory_name(device: torch.device) -> str:
+    """Names the memory that ``free_bytes`` is of: stages with the same name share it."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_properties(device).uuid}"
+    return "host" if device.type == "cpu" else str(device)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed, which leaves everything else sound."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -24,7 +24,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from handlers.pipeline.memory import free_bytes
+from handlers.pipeline.memory import free_bytes, memory_name
 from handlers.pipeline.part_costs import Costs, Part, PartProfile, Profile
 from handlers.pipeline.skeleton import Kind, Skeleton, random_tensor
 from handlers.pipeline.stage import Stage
@@ -79,7 +79,7 @@ def measure(
     bench.take_turns(budget_s)
     return Profile(
         str(device),
-        _memory_name(device),
+        memory_name(device),
         free,
         str(dtype).removeprefix("torch."),
         bench.rows,
@@ -118,12 +118,6 @@ def _kv_bytes(skeleton: Skeleton, kind: Kind) -> int:
 
 def _largest(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
-
-
-def _memory_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_properties(device).uuid}"
-    return "host" if device.type == "cpu" else str(device)
 
 
 @dataclass(slots=True)

@@ -31,8 +31,8 @@ from torch import Tensor
 from handlers.pipeline import kernels, process, profile, step, surgery
 from handlers.pipeline.channel import Channel, Closed, Message
 from handlers.pipeline.member import SECRET_VARIABLE
-from handlers.pipeline.memory import free_bytes, is_out_of_memory, release
-from handlers.pipeline.sampling.sampler import Sampler
+from handlers.pipeline.memory import free_bytes, is_out_of_memory, memory_name, release
+from handlers.pipeline.sampling import Sampler
 from handlers.pipeline.stage import Stage
 from handlers.pipeline.step import Step
 from handlers.pipeline.transport import Due, Line
@@ -164,13 +164,19 @@ class StageProcess:
         self._parts = parts
         self._stage = Stage(parts, message["num_slots"], message["max_context"])
         if parts.is_last:
-            self._sampler = Sampler(message["vocabulary_size"], self._device, self._tokenizer)
+            self._sampler = Sampler(
+                message["vocabulary_size"],
+                self._device,
+                self._tokenizer,
+                message["eos_token_ids"],
+            )
         logger.info("stage_loaded stage=%d kernels=%s %r", self._index, how, self._stage)
         self._tell(
             "load",
             cut=message["cut"],
             free_bytes=free_bytes(self._device),
-            kv_bytes_per_block=self._stage.kv_bytes_per_block,
+            memory=memory_name(self._device),
+            kv_bytes=self._stage.kv_bytes_per_block,
         )
 
     def _tokenizer(self) -> Any:

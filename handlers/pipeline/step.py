@@ -117,8 +117,8 @@ def decode(document: dict[str, Any]) -> Step:
         tuple(Row(*row) for row in document["rows"]),
         tuple(map(tuple, document["token_ids"])),
         tuple(_open(each) for each in document["opens"]),
-        tuple(map(tuple, document["tables"])),  # type: ignore[arg-type]
-        tuple(map(tuple, document["copies"])),  # type: ignore[arg-type]
+        tuple(map(tuple, document["tables"])),
+        tuple(map(tuple, document["copies"])),
     )
 
 

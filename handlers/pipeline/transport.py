@@ -23,6 +23,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # upstream
 
 from handlers.pipeline.place import Place
 from handlers.pipeline.step import Step
@@ -76,10 +77,10 @@ class Line:
             return
         _keep_to_loopback(host)
         within = timedelta(seconds=SILENCE_S)
-        store = dist.TCPStore(host, port, is_master=False, timeout=within)
+        store = TCPStore(host, port, is_master=False, timeout=within)
         dist.init_process_group(
             _BACKENDS[self._device.type],
-            store=dist.PrefixStore(f"epoch{epoch}", store),
+            store=PrefixStore(f"epoch{epoch}", store),
             rank=self._stage,
             world_size=self._num_stages,
             timeout=within,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -98,10 +99,11 @@ class Replica:
     def stages(self) -> list[psutil.Process]:
         """The stages' processes, in their order."""
         found = {}
-        for process in psutil.Process().children(recursive=True):
-            words = process.cmdline()
-            if "handlers.pipeline.stage_process" in words:
-                found[int(words[-1])] = process
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                words = process.cmdline()
+                if "handlers.pipeline.stage_process" in words:
+                    found[int(words[-1])] = process
         return [found[index] for index in sorted(found)]
 
     def close(self) -> None:

@@ -77,6 +77,9 @@ def test_sending_to_a_closed_peer_says_so(ends: Ends) -> None:
     near, far = ends
     far.close()
 
-    with pytest.raises(Closed):
+    def send_until_it_is_noticed() -> None:
         for _ in range(100):
             near.send({"n": 1})
+
+    with pytest.raises(Closed):
+        send_until_it_is_noticed()
