@@ -61,10 +61,12 @@ def answer(
     generated: Sequence[int] = (),
     prompt: Sequence[int] = (1, 5, 9),
     tokenizer: Any = None,
+    end: int | None = None,
 ) -> list[Draw]:
     """The draws up to ``count`` tokens of one sequence that goes on after ``generated``.
 
-    ``source`` gives the logits that decide about a position.
+    ``source`` gives the logits that decide about a position. It stops before that when ``end``
+    was drawn twice.
     """
     vocabulary_size = len(source(0))
     sampler = Sampler(vocabulary_size, "cpu", None if tokenizer is None else lambda: tokenizer)
@@ -73,6 +75,8 @@ def answer(
     for position in range(len(prompt) + len(generated), len(prompt) + count):
         row = Row(0, position - 1, 1, is_drawn=True)
         found += sampler.draw(source(position)[None], [row])
+        if end is not None and [draw.token_id for draw in found[-2:] if draw] == [end] * 2:
+            break
     return [draw for draw in found if draw is not None]
 
 
