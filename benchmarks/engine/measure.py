@@ -1,0 +1,95 @@
+"""Runs contenders in turn and tells how much of the machine somebody else used meanwhile.
+
+A single busy neighbour can make a run with two threads ten times slower. So *noise* is measured
+over every repetition: the processor time the whole machine spent, less that of this process and
+its children. Before each repetition the machine is given time to fall quiet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import psutil
+
+from benchmarks.engine.contenders.base import Job
+from benchmarks.engine.figures import Outcome, Sample, outcome
+from benchmarks.engine.host import Host
+
+#: Share of the machine below which it counts as quiet.
+QUIET_RATIO = 0.03
+_LOOK_S = 0.5
+
+
+class NoiseMeter:
+    """Others' share of the machine since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._machine, self._own = _machine_seconds(), _own_seconds()
+
+    def ratio(self) -> float:
+        took = time.perf_counter() - self._began
+        others = (_machine_seconds() - self._machine) - (_own_seconds() - self._own)
+        return max(0.0, others) / (took * (psutil.cpu_count() or 1))
+
+
+def _machine_seconds() -> float:
+    """Busy seconds of all processors, what the hypervisor gave to others (steal) included."""
+    times = psutil.cpu_times()
+    # Guests' time is in ``user`` as well.
+    not_busy = ("idle", "iowait", "guest", "guest_nice")
+    return float(sum(times) - sum(getattr(times, name, 0.0) for name in not_busy))
+
+
+def _own_seconds() -> float:
+    this = psutil.Process()
+    total = 0.0
+    for process in [this, *this.children(recursive=True)]:
+        times = process.cpu_times()
+        total += times.user + times.system
+    return total
+
+
+class Patience:
+    """Waits for the machine to fall quiet, up to a limit for all waits together."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._left_s = limit_s
+
+    def wait(self) -> None:
+        while self._left_s > 0:
+            meter = NoiseMeter()
+            time.sleep(_LOOK_S)
+            if meter.ratio() <= QUIET_RATIO:
+                return
+            self._left_s -= _LOOK_S
+
+
+Entry = tuple[Host, Sequence[Job]]
+
+
+def contest(entries: Mapping[str, Entry], rounds: int, patience: Patience) -> dict[str, Outcome]:
+    """Let all do their jobs ``rounds`` times, in turn, after one run each to warm up."""
+    for host, jobs in entries.values():
+        host.run(warm_up(jobs))
+    samples: dict[str, list[Sample]] = {label: [] for label in entries}
+    for number in range(rounds):
+        order = list(entries)
+        # Each goes first once: what a contender leaves behind hits a different one every round.
+        for label in order[number % len(order) :] + order[: number % len(order)]:
+            samples[label].append(sample(*entries[label], patience))
+    return {label: outcome(each) for label, each in samples.items()}
+
+
+def sample(host: Host, jobs: Sequence[Job], patience: Patience) -> Sample:
+    """One repetition."""
+    patience.wait()
+    meter = NoiseMeter()
+    run = host.run(jobs)
+    return Sample(run, meter.ratio())
+
+
+def warm_up(jobs: Sequence[Job]) -> list[Job]:
+    """The same prompts and a few tokens."""
+    return [Job(job.prompt, min(job.num_tokens, 4)) for job in jobs if not job.after_tokens]
