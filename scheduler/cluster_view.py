@@ -8,9 +8,9 @@ counts come from the task book and the model's config.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 #: ``ReplicaView.state`` of a replica that takes work.
 READY: Final = "ready"
@@ -32,6 +32,8 @@ class ReplicaView:
     device_ids: tuple[int, ...] = ()
     #: Why it is not ready, for a person; empty when there is nothing to say.
     detail: str = ""
+    #: What its engine tells of itself: stages, plan, faults, keys and values; None: nothing.
+    engine: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

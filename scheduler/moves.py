@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from handlers import resumption
 from scheduler.errors import IdempotencyConflict, StaleLease, TaskNotFound
 from scheduler.fair_queue import FairQueue, begun_cost, finished_cost, journalled_cost
 from scheduler.stores.base import Transaction
@@ -101,6 +102,7 @@ def submit(
         prompt_cost=submission.prompt_cost,
         cost_per_token=submission.cost_per_token,
         accepted_at=now,
+        resume=submission.resume,
     )
     tx.add_task(task)
     rules.queue.enqueue(tx, task)
@@ -338,10 +340,11 @@ def _end_unasked(
 def _lose(
     tx: Transaction, rules: Rules, task: Task, reason: str, now: float, *, is_unasked: bool = False
 ) -> Outcome[Task]:
-    """End a lost attempt: queued again, journal kept, or failed when attempts are used up."""
-    used = journalled_cost(task)
-    lease = task if is_unasked else None
-    if task.attempt < rules.max_attempts:
+    """End a lost attempt: queued again, journal kept; or failed, when attempts are used up or it
+    cannot go on from what is on disk: a new answer would differ, and the two would be mixed."""
+    used, lease = journalled_cost(task), task if is_unasked else None
+    can_go_on = task.resume != resumption.NONE or not task.num_chunks
+    if can_go_on and task.attempt < rules.max_attempts:
         return _settle(tx, rules, task, TaskState.QUEUED, used, now, reason, ended_lease=lease)
     told = [(a.runner, a.replica, a.reason) for a in tx.attempts(task.id)]
     told[-1] = (*told[-1][:2], reason)
@@ -349,8 +352,10 @@ def _lose(
         f"attempt {number} on {replica} of {runner}: {why}"
         for number, (runner, replica, why) in enumerate(told, 1)
     )
-    message = f"lost {task.attempt} of {rules.max_attempts} attempts allowed: {history}"
-    failed = replace(task, error=TaskError(500, message))
+    why = f"lost {task.attempt} of {rules.max_attempts} attempts allowed"
+    if not can_go_on:
+        why = f"cannot go on from its {task.num_tokens} tokens on disk (resume: none); send it anew"
+    failed = replace(task, error=TaskError(500, f"{why}: {history}"))
     return _settle(
         tx, rules, failed, TaskState.FAILED, used, now, reason, outcome="lost", ended_lease=lease
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from handlers.wire import TokenLogprob
 from scheduler.errors import InvalidTransition
 
 
@@ -84,6 +85,8 @@ class Submission:
     idempotency_key: str | None = None
     #: Seconds since the epoch after which nobody wants the result; None: never.
     deadline_at: float | None = None
+    #: What a lost attempt is worth: a label of ``handlers.resumption``.
+    resume: str = "close"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,13 @@ class Task:
     #: What the running attempt's charge added to the flow's virtual time, in the policy's unit;
     #: kept so that a refund is exact although the weight may have changed.
     charged_virtual_time: int = 0
+    #: As in its submission.
+    resume: str = "close"
+
+    @property
+    def num_answers(self) -> int:
+        """Answers a generation was asked for; 1 for any other work."""
+        return int(self.document.get("n", 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +161,10 @@ class JournalChunk:
     seq: int
     token_ids: tuple[int, ...]
     text: str
+    #: Which of the task's answers goes on.
+    index: int = 0
+    #: One for each token; empty unless they were asked for.
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +191,8 @@ class Grant:
     """A lease as its holder gets it: the task, and what earlier attempts have produced."""
 
     task: Task
-    #: Every token in the journal, in order.
-    generated: tuple[int, ...] = ()
+    #: Every token in the journal, in order, for each answer up to the last that has any.
+    generated: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

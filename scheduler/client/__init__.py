@@ -5,8 +5,17 @@ for text in client.generate("def main():", max_new_tokens=40):
     print(text, end="", flush=True)
 """
 
+from handlers.wire import TokenLogprob
 from scheduler.client.problems import ApiError, TaskUnsuccessful, Unreachable
 from scheduler.client.session import Client
 from scheduler.client.streaming import Chunk, State
 
-__all__ = ["ApiError", "Chunk", "Client", "State", "TaskUnsuccessful", "Unreachable"]
+__all__ = [
+    "ApiError",
+    "Chunk",
+    "Client",
+    "State",
+    "TaskUnsuccessful",
+    "TokenLogprob",
+    "Unreachable",
+]

@@ -59,24 +59,29 @@ class Client(Rest):
 
         ``parameters`` are those of a generation request, such as ``max_new_tokens`` and ``seed``.
         The task is accepted when this returns. Closing the generator early takes the task back.
+        Several answers (``n``) are no one text: for those use ``submit`` and ``watch``.
 
         Raises:
+            ValueError: several answers are asked for.
             ApiError: the request was refused.
             TaskUnsuccessful: the task ended without a result.
             Unreachable: patience ran out.
         """
+        if parameters.get("n", 1) != 1:
+            raise ValueError(f"n is {parameters['n']!r}; generate gives one text, watch gives all")
         task_id = self.submit(model, {"prompt": prompt, **parameters})["task_id"]
         return self._owned(task_id)
 
-    def stream(self, task_id: str, cursor: int = 0) -> Iterator[str]:
-        """A task's text after ``cursor`` chunks, until it ends.
+    def stream(self, task_id: str, cursor: int = 0, index: int = 0) -> Iterator[str]:
+        """The text of a task's answer ``index`` after ``cursor`` chunks, until the task ends.
 
         Raises:
             TaskUnsuccessful: the task ended without a result.
         """
         for event in self.watch(task_id, cursor):
             if isinstance(event, Chunk):
-                yield event.text
+                if event.index == index:
+                    yield event.text
             elif event.is_final and event.task["state"] != "succeeded":
                 raise TaskUnsuccessful(event.task)
 

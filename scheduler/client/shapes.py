@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Error(TypedDict):
@@ -33,6 +33,8 @@ class Task(TypedDict):
     first_claimed_at: float | None
     first_chunk_at: float | None
     finished_at: float | None
+    #: What a lost attempt is worth: "exact", "close" or "none".
+    resume: str
     error: Error | None
 
 
@@ -54,9 +56,29 @@ class Attempt(TypedDict):
     reason: str
 
 
-class Output(TypedDict):
+class Logprob(TypedDict):
+    logprob: float
+    #: Pairs of token id and log probability, most likely first.
+    top: list[list[float]]
+
+
+class Choice(TypedDict):
+    """One of several answers."""
+
+    index: int
     text: str
     token_ids: list[int]
+    logprobs: NotRequired[list[Logprob]]
+
+
+class Output(TypedDict, total=False):
+    """The answer, or ``choices`` alone when there are several."""
+
+    text: str
+    token_ids: list[int]
+    #: When they were asked for.
+    logprobs: list[Logprob]
+    choices: list[Choice]
 
 
 class TaskDetail(TaskOutcome):
@@ -80,6 +102,8 @@ class Replica(TypedDict):
     in_flight: int
     device_ids: list[int]
     detail: str
+    #: What its engine tells of itself; None: nothing.
+    engine: dict[str, Any] | None
 
 
 class Placed(Replica):
@@ -91,7 +115,7 @@ class Placed(Replica):
 
 class Model(TypedDict):
     name: str
-    #: "generate" or "embed".
+    #: "generate", "embed" or "classify".
     task: str
     max_context: int
     num_stages: int

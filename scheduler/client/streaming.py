@@ -15,10 +15,12 @@ from typing import Any, Final, cast
 
 import grpc
 
+from handlers.wire import TokenLogprob
 from scheduler.client import shapes
 from scheduler.client.patience import Patience
 from scheduler.client.problems import ApiError, Unreachable
 from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc.logprobs import from_messages
 from scheduler.rpc.plait_pb2_grpc import TaskServiceStub
 
 #: States a task never leaves.
@@ -43,6 +45,10 @@ class Chunk:
     cursor: int
     token_ids: tuple[int, ...]
     text: str
+    #: Which of the task's answers goes on.
+    index: int = 0
+    #: One for each token; empty unless they were asked for.
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +115,18 @@ class Watcher:
         try:
             for message in call:
                 if message.HasField("chunk"):
-                    token_ids = tuple(message.chunk.token_ids)
-                    yield Chunk(message.cursor, token_ids, message.chunk.text)
+                    yield _chunk(message)
                 elif message.HasField("task_json"):
                     task = cast(shapes.TaskOutcome, json.loads(message.task_json))
                     yield State(message.cursor, task)
         finally:
             call.cancel()
+
+
+def _chunk(message: pb.TaskEvent) -> Chunk:
+    chunk = message.chunk
+    logprobs = from_messages(chunk.logprobs)
+    return Chunk(message.cursor, tuple(chunk.token_ids), chunk.text, chunk.index, logprobs)
 
 
 def _refuse_gap(task_id: str, event: Chunk | State, cursor: int) -> None:

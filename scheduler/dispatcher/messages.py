@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from scheduler.cluster_view import ReplicaView
 from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc.logprobs import from_messages
 from scheduler.task import Grant, JournalChunk, TaskError
+
+#: Longest word of an engine about itself that is shown.
+MAX_ENGINE_CHARS: Final = 16 * 1024
 
 
 def replica_views(replicas: Iterable[pb.Replica]) -> list[ReplicaView]:
@@ -21,14 +26,30 @@ def replica_views(replicas: Iterable[pb.Replica]) -> list[ReplicaView]:
             in_flight=replica.in_flight,
             device_ids=tuple(replica.device_ids),
             detail=replica.detail,
+            engine=_engine(replica.engine_json),
         )
         for replica in replicas
     ]
 
 
+def _engine(text: str) -> Mapping[str, Any] | None:
+    """What an engine told of itself; a runner that speaks nonsense tells nothing."""
+    try:
+        document = json.loads(text) if len(text) <= MAX_ENGINE_CHARS else None
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
 def chunk(progress: pb.Progress) -> JournalChunk:
     """A journal entry from what a runner sent."""
-    return JournalChunk(progress.seq, tuple(progress.token_ids), progress.text)
+    return JournalChunk(
+        progress.seq,
+        tuple(progress.token_ids),
+        progress.text,
+        progress.index,
+        from_messages(progress.logprobs),
+    )
 
 
 def task_error(error: pb.Error) -> TaskError:
@@ -39,6 +60,7 @@ def task_error(error: pb.Error) -> TaskError:
 def grant(granted: Grant, replica: str) -> pb.ControlMessage:
     """A lease as its runner is told of it."""
     task = granted.task
+    first, *others = granted.generated or ((),)
     return pb.ControlMessage(
         grant=pb.Grant(
             task_id=task.id,
@@ -47,7 +69,8 @@ def grant(granted: Grant, replica: str) -> pb.ControlMessage:
             model=task.model,
             replica=replica,
             document_json=json.dumps(dict(task.document), separators=(",", ":")),
-            generated=granted.generated,
+            generated=first,
+            other_generated=[pb.TokenIds(token_ids=each) for each in others],
             next_seq=task.num_chunks,
         )
     )

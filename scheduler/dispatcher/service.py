@@ -309,7 +309,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
             attempt=task.attempt,
             runner=slot.runner_id,
             replica=slot.replica,
-            num_generated=len(granted.generated),
+            num_generated=sum(map(len, granted.generated)),
         )
 
     def _lease_is_over(self, runner_id: str, lease: LeaseKey) -> None:

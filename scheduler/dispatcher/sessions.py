@@ -167,7 +167,7 @@ class Sessions:
 
 def _settled(replica: ReplicaView | None) -> ReplicaView | None:
     """The view without what changes with every task."""
-    return None if replica is None else replace(replica, in_flight=0, detail="")
+    return None if replica is None else replace(replica, in_flight=0, detail="", engine=None)
 
 
 def _view(runner: _Runner) -> NodeView:

@@ -19,6 +19,7 @@ from scheduler.gateway.grpc_status import problems_as_status, tenant_of
 from scheduler.gateway.submission import parse_tenant
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
+from scheduler.rpc.logprobs import to_messages
 from scheduler.rpc.plait_pb2_grpc import TaskServiceServicer, add_TaskServiceServicer_to_server
 from scheduler.task import TaskEvent
 
@@ -45,7 +46,13 @@ class TaskService(TaskServiceServicer):
 
 def _to_message(event: TaskEvent) -> pb.TaskEvent:
     if event.chunk is not None:
-        chunk = pb.OutputChunk(token_ids=event.chunk.token_ids, text=event.chunk.text)
+        given = event.chunk
+        chunk = pb.OutputChunk(
+            token_ids=given.token_ids,
+            text=given.text,
+            index=given.index,
+            logprobs=to_messages(given.logprobs),
+        )
         return pb.TaskEvent(cursor=event.cursor, chunk=chunk)
     if event.task is None:
         return pb.TaskEvent(cursor=event.cursor)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from handlers.model_config import ModelConfig
+from handlers.resumption import label
 from handlers.wire import PARSERS, BadRequest, GenerationRequest, Request
 from scheduler.cost import Estimate, estimate
 from scheduler.errors import InvalidRequest
@@ -156,6 +157,7 @@ def decide(
         priority=options.priority,
         idempotency_key=options.idempotency_key,
         deadline_at=None if options.deadline_s is None else now + options.deadline_s,
+        resume=label(request, config),
     )
 
 
@@ -174,7 +176,8 @@ def _generation_cost(request: GenerationRequest, config: ModelConfig, count: Cou
     # A bound in bytes may lie beyond the context; the prompt itself then still may fit.
     num_prompt = min(num_prompt, config.max_context - 1)
     room = config.max_context - num_prompt
-    return estimate(num_prompt, min(request.max_new_tokens, room))
+    # The prompt is read once, whatever is made of it.
+    return estimate(num_prompt, request.n * min(request.max_new_tokens, room))
 
 
 def _wrong(field: str, message: str) -> InvalidRequest:

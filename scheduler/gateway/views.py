@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from handlers.model_config import ModelConfig
+from handlers.wire import logprob_document
 from scheduler.cluster_view import NodeView
 from scheduler.task import Attempt, JournalChunk, Task, TaskEvent
 
@@ -34,6 +35,7 @@ SUMMARY_FIELDS = (
     "first_claimed_at",
     "first_chunk_at",
     "finished_at",
+    "resume",
 )
 
 
@@ -56,17 +58,29 @@ def detail(
     return {
         **outcome(task),
         "input": dict(task.document),
-        "output": output(chunks),
+        "output": output(chunks, task.num_answers),
         "attempts": [asdict(attempt) for attempt in attempts],
     }
 
 
-def output(chunks: Sequence[JournalChunk]) -> dict[str, Any]:
-    """Everything a journal holds, joined."""
-    return {
+def output(chunks: Sequence[JournalChunk], num_answers: int = 1) -> dict[str, Any]:
+    """Everything a journal holds, joined; several answers stand side by side."""
+    if num_answers == 1:
+        return _joined(chunks)
+    answers: list[list[JournalChunk]] = [[] for _ in range(num_answers)]
+    for each in chunks:
+        answers[each.index].append(each)
+    return {"choices": [{"index": i, **_joined(own)} for i, own in enumerate(answers)]}
+
+
+def _joined(chunks: Sequence[JournalChunk]) -> dict[str, Any]:
+    whole: dict[str, Any] = {
         "text": "".join(chunk.text for chunk in chunks),
         "token_ids": [token for chunk in chunks for token in chunk.token_ids],
     }
+    if logprobs := [logprob_document(each) for chunk in chunks for each in chunk.logprobs]:
+        whole["logprobs"] = logprobs
+    return whole
 
 
 def result(task: Task) -> dict[str, Any] | None:
@@ -82,6 +96,8 @@ def finish(given: Mapping[str, Any]) -> dict[str, Any]:
         "prompt_tokens": given["num_prompt_tokens"],
         "output_tokens": given["num_output_tokens"],
     }
+    if "finish_reasons" in given:
+        return {"finish_reasons": list(given["finish_reasons"]), "usage": usage}
     return {"finish_reason": given["finish_reason"], "usage": usage}
 
 
@@ -89,12 +105,23 @@ def answer(task: Task, chunks: Sequence[JournalChunk], kind: str) -> dict[str, A
     """The answer to a prediction whose client waited for it."""
     head = {"task_id": task.id, "model": task.model}
     if kind == "generate":
-        return {**head, **output(chunks), **(result(task) or {})}
+        whole = {**head, **output(chunks, task.num_answers), **(result(task) or {})}
+        if task.num_answers > 1:
+            reasons = whole.pop("finish_reasons", [])
+            for choice, reason in zip(whole["choices"], reasons, strict=False):
+                choice["finish_reason"] = reason
+        return whole
     return {**head, **(result(task) or {})}
 
 
 def chunk(entry: JournalChunk) -> dict[str, Any]:
-    return {"seq": entry.seq, "token_ids": list(entry.token_ids), "text": entry.text}
+    """A piece of output; the first answer's number and what was not asked for are left out."""
+    document = {"seq": entry.seq, "token_ids": list(entry.token_ids), "text": entry.text}
+    if entry.index:
+        document["index"] = entry.index
+    if entry.logprobs:
+        document["logprobs"] = [logprob_document(each) for each in entry.logprobs]
+    return document
 
 
 def server_sent(event: TaskEvent) -> bytes:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19scheduler/rpc/plait.proto\x12\x08plait.v1\"\xd5\x01\n\rRunnerMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.plait.v1.HelloH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.plait.v1.HeartbeatH\x00\x12&\n\x08progress\x18\x03 \x01(\x0b\x32\x12.plait.v1.ProgressH\x00\x12\"\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x10.plait.v1.FinishH\x00\x12$\n\x07release\x18\x05 \x01(\x0b\x32\x11.plait.v1.ReleaseH\x00\x42\x06\n\x04\x62ody\"\xab\x01\n\x05Hello\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\x12\x13\n\x0bnum_devices\x18\x05 \x01(\r\x12!\n\x04held\x18\x06 \x03(\x0b\x32\x13.plait.v1.HeldLease\x12#\n\x08replicas\x18\x07 \x03(\x0b\x32\x11.plait.v1.Replica\"+\n\tHeldLease\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\"\xe0\x01\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.plait.v1.Replica.State\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\r\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x12\n\ndevice_ids\x18\x06 \x03(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\"G\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"S\n\tHeartbeat\x12!\n\x04held\x18\x01 \x03(\x0b\x32\x13.plait.v1.HeldLease\x12#\n\x08replicas\x18\x02 \x03(\x0b\x32\x11.plait.v1.Replica\"X\n\x08Progress\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x0b\n\x03seq\x18\x03 \x01(\x04\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x0c\n\x04text\x18\x05 \x01(\t\"l\n\x06\x46inish\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x15\n\x0bresult_json\x18\x03 \x01(\tH\x00\x12 \n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0f.plait.v1.ErrorH\x00\x42\t\n\x07outcome\"9\n\x07Release\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"7\n\x05\x45rror\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\xd9\x01\n\x0e\x43ontrolMessage\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.plait.v1.WelcomeH\x00\x12 \n\x05grant\x18\x02 \x01(\x0b\x32\x0f.plait.v1.GrantH\x00\x12\"\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x10.plait.v1.CancelH\x00\x12\x1c\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\r.plait.v1.AckH\x00\x12\x35\n\x10\x64\x65sired_replicas\x18\x05 \x01(\x0b\x32\x19.plait.v1.DesiredReplicasH\x00\x42\x06\n\x04\x62ody\"P\n\x07Welcome\x12\x13\n\x0blease_ttl_s\x18\x01 \x01(\x01\x12\x13\n\x0bheartbeat_s\x18\x02 \x01(\x01\x12\x1b\n\x04kept\x18\x03 \x03(\x0b\x32\r.plait.v1.Ack\"\x94\x01\n\x05Grant\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07replica\x18\x05 \x01(\t\x12\x15\n\rdocument_json\x18\x06 \x01(\t\x12\x11\n\tgenerated\x18\x07 \x03(\r\x12\x10\n\x08next_seq\x18\x08 \x01(\x04\"8\n\x06\x43\x61ncel\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"I\n\x03\x41\x63k\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x10\n\x08next_seq\x18\x03 \x01(\x04\x12\x10\n\x08is_final\x18\x04 \x01(\x08\"=\n\x0f\x44\x65siredReplicas\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.plait.v1.DesiredReplica\"A\n\x0e\x44\x65siredReplica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ndevice_ids\x18\x03 \x03(\r\"?\n\x0cWatchRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x04\"`\n\tTaskEvent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.plait.v1.OutputChunkH\x00\x12\x13\n\ttask_json\x18\x03 \x01(\tH\x00\x42\x06\n\x04\x62ody\".\n\x0bOutputChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t2Q\n\rRunnerService\x12@\n\x07\x43onnect\x12\x17.plait.v1.RunnerMessage\x1a\x18.plait.v1.ControlMessage(\x01\x30\x01\x32\x45\n\x0bTaskService\x12\x36\n\x05Watch\x12\x16.plait.v1.WatchRequest\x1a\x13.plait.v1.TaskEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19scheduler/rpc/plait.proto\x12\x08plait.v1\"\xd5\x01\n\rRunnerMessage\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x0f.plait.v1.HelloH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.plait.v1.HeartbeatH\x00\x12&\n\x08progress\x18\x03 \x01(\x0b\x32\x12.plait.v1.ProgressH\x00\x12\"\n\x06\x66inish\x18\x04 \x01(\x0b\x32\x10.plait.v1.FinishH\x00\x12$\n\x07release\x18\x05 \x01(\x0b\x32\x11.plait.v1.ReleaseH\x00\x42\x06\n\x04\x62ody\"\xab\x01\n\x05Hello\x12\x11\n\trunner_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x10\n\x08protocol\x18\x04 \x01(\r\x12\x13\n\x0bnum_devices\x18\x05 \x01(\r\x12!\n\x04held\x18\x06 \x03(\x0b\x32\x13.plait.v1.HeldLease\x12#\n\x08replicas\x18\x07 \x03(\x0b\x32\x11.plait.v1.Replica\"+\n\tHeldLease\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\"\xf5\x01\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.plait.v1.Replica.State\x12\x10\n\x08\x63\x61pacity\x18\x04 \x01(\r\x12\x11\n\tin_flight\x18\x05 \x01(\r\x12\x12\n\ndevice_ids\x18\x06 \x03(\r\x12\x0e\n\x06\x64\x65tail\x18\x07 \x01(\t\x12\x13\n\x0b\x65ngine_json\x18\x08 \x01(\t\"G\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0c\n\x08STARTING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"S\n\tHeartbeat\x12!\n\x04held\x18\x01 \x03(\x0b\x32\x13.plait.v1.HeldLease\x12#\n\x08replicas\x18\x02 \x03(\x0b\x32\x11.plait.v1.Replica\"\x91\x01\n\x08Progress\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x0b\n\x03seq\x18\x03 \x01(\x04\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x0c\n\x04text\x18\x05 \x01(\t\x12\r\n\x05index\x18\x06 \x01(\r\x12(\n\x08logprobs\x18\x07 \x03(\x0b\x32\x16.plait.v1.TokenLogprob\"L\n\x0cTokenLogprob\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x01\"l\n\x06\x46inish\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x15\n\x0bresult_json\x18\x03 \x01(\tH\x00\x12 \n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0f.plait.v1.ErrorH\x00\x42\t\n\x07outcome\"9\n\x07Release\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"7\n\x05\x45rror\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"\xd9\x01\n\x0e\x43ontrolMessage\x12$\n\x07welcome\x18\x01 \x01(\x0b\x32\x11.plait.v1.WelcomeH\x00\x12 \n\x05grant\x18\x02 \x01(\x0b\x32\x0f.plait.v1.GrantH\x00\x12\"\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x10.plait.v1.CancelH\x00\x12\x1c\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\r.plait.v1.AckH\x00\x12\x35\n\x10\x64\x65sired_replicas\x18\x05 \x01(\x0b\x32\x19.plait.v1.DesiredReplicasH\x00\x42\x06\n\x04\x62ody\"P\n\x07Welcome\x12\x13\n\x0blease_ttl_s\x18\x01 \x01(\x01\x12\x13\n\x0bheartbeat_s\x18\x02 \x01(\x01\x12\x1b\n\x04kept\x18\x03 \x03(\x0b\x32\r.plait.v1.Ack\"\xc1\x01\n\x05Grant\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07replica\x18\x05 \x01(\t\x12\x15\n\rdocument_json\x18\x06 \x01(\t\x12\x11\n\tgenerated\x18\x07 \x03(\r\x12\x10\n\x08next_seq\x18\x08 \x01(\x04\x12+\n\x0fother_generated\x18\t \x03(\x0b\x32\x12.plait.v1.TokenIds\"\x1d\n\x08TokenIds\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"8\n\x06\x43\x61ncel\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"I\n\x03\x41\x63k\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x04\x12\x10\n\x08next_seq\x18\x03 \x01(\x04\x12\x10\n\x08is_final\x18\x04 \x01(\x08\"=\n\x0f\x44\x65siredReplicas\x12*\n\x08replicas\x18\x01 \x03(\x0b\x32\x18.plait.v1.DesiredReplica\"A\n\x0e\x44\x65siredReplica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\ndevice_ids\x18\x03 \x03(\r\"?\n\x0cWatchRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\x04\"`\n\tTaskEvent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12&\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x15.plait.v1.OutputChunkH\x00\x12\x13\n\ttask_json\x18\x03 \x01(\tH\x00\x42\x06\n\x04\x62ody\"g\n\x0bOutputChunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\r\x12(\n\x08logprobs\x18\x04 \x03(\x0b\x32\x16.plait.v1.TokenLogprob2Q\n\rRunnerService\x12@\n\x07\x43onnect\x12\x17.plait.v1.RunnerMessage\x1a\x18.plait.v1.ControlMessage(\x01\x30\x01\x32\x45\n\x0bTaskService\x12\x36\n\x05Watch\x12\x16.plait.v1.WatchRequest\x1a\x13.plait.v1.TaskEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,41 +38,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELDLEASE']._serialized_start=429
   _globals['_HELDLEASE']._serialized_end=472
   _globals['_REPLICA']._serialized_start=475
-  _globals['_REPLICA']._serialized_end=699
-  _globals['_REPLICA_STATE']._serialized_start=628
-  _globals['_REPLICA_STATE']._serialized_end=699
-  _globals['_HEARTBEAT']._serialized_start=701
-  _globals['_HEARTBEAT']._serialized_end=784
-  _globals['_PROGRESS']._serialized_start=786
-  _globals['_PROGRESS']._serialized_end=874
-  _globals['_FINISH']._serialized_start=876
-  _globals['_FINISH']._serialized_end=984
-  _globals['_RELEASE']._serialized_start=986
-  _globals['_RELEASE']._serialized_end=1043
-  _globals['_ERROR']._serialized_start=1045
-  _globals['_ERROR']._serialized_end=1100
-  _globals['_CONTROLMESSAGE']._serialized_start=1103
-  _globals['_CONTROLMESSAGE']._serialized_end=1320
-  _globals['_WELCOME']._serialized_start=1322
-  _globals['_WELCOME']._serialized_end=1402
-  _globals['_GRANT']._serialized_start=1405
-  _globals['_GRANT']._serialized_end=1553
-  _globals['_CANCEL']._serialized_start=1555
-  _globals['_CANCEL']._serialized_end=1611
-  _globals['_ACK']._serialized_start=1613
-  _globals['_ACK']._serialized_end=1686
-  _globals['_DESIREDREPLICAS']._serialized_start=1688
-  _globals['_DESIREDREPLICAS']._serialized_end=1749
-  _globals['_DESIREDREPLICA']._serialized_start=1751
-  _globals['_DESIREDREPLICA']._serialized_end=1816
-  _globals['_WATCHREQUEST']._serialized_start=1818
-  _globals['_WATCHREQUEST']._serialized_end=1881
-  _globals['_TASKEVENT']._serialized_start=1883
-  _globals['_TASKEVENT']._serialized_end=1979
-  _globals['_OUTPUTCHUNK']._serialized_start=1981
-  _globals['_OUTPUTCHUNK']._serialized_end=2027
-  _globals['_RUNNERSERVICE']._serialized_start=2029
-  _globals['_RUNNERSERVICE']._serialized_end=2110
-  _globals['_TASKSERVICE']._serialized_start=2112
-  _globals['_TASKSERVICE']._serialized_end=2181
+  _globals['_REPLICA']._serialized_end=720
+  _globals['_REPLICA_STATE']._serialized_start=649
+  _globals['_REPLICA_STATE']._serialized_end=720
+  _globals['_HEARTBEAT']._serialized_start=722
+  _globals['_HEARTBEAT']._serialized_end=805
+  _globals['_PROGRESS']._serialized_start=808
+  _globals['_PROGRESS']._serialized_end=953
+  _globals['_TOKENLOGPROB']._serialized_start=955
+  _globals['_TOKENLOGPROB']._serialized_end=1031
+  _globals['_FINISH']._serialized_start=1033
+  _globals['_FINISH']._serialized_end=1141
+  _globals['_RELEASE']._serialized_start=1143
+  _globals['_RELEASE']._serialized_end=1200
+  _globals['_ERROR']._serialized_start=1202
+  _globals['_ERROR']._serialized_end=1257
+  _globals['_CONTROLMESSAGE']._serialized_start=1260
+  _globals['_CONTROLMESSAGE']._serialized_end=1477
+  _globals['_WELCOME']._serialized_start=1479
+  _globals['_WELCOME']._serialized_end=1559
+  _globals['_GRANT']._serialized_start=1562
+  _globals['_GRANT']._serialized_end=1755
+  _globals['_TOKENIDS']._serialized_start=1757
+  _globals['_TOKENIDS']._serialized_end=1786
+  _globals['_CANCEL']._serialized_start=1788
+  _globals['_CANCEL']._serialized_end=1844
+  _globals['_ACK']._serialized_start=1846
+  _globals['_ACK']._serialized_end=1919
+  _globals['_DESIREDREPLICAS']._serialized_start=1921
+  _globals['_DESIREDREPLICAS']._serialized_end=1982
+  _globals['_DESIREDREPLICA']._serialized_start=1984
+  _globals['_DESIREDREPLICA']._serialized_end=2049
+  _globals['_WATCHREQUEST']._serialized_start=2051
+  _globals['_WATCHREQUEST']._serialized_end=2114
+  _globals['_TASKEVENT']._serialized_start=2116
+  _globals['_TASKEVENT']._serialized_end=2212
+  _globals['_OUTPUTCHUNK']._serialized_start=2214
+  _globals['_OUTPUTCHUNK']._serialized_end=2317
+  _globals['_RUNNERSERVICE']._serialized_start=2319
+  _globals['_RUNNERSERVICE']._serialized_end=2400
+  _globals['_TASKSERVICE']._serialized_start=2402
+  _globals['_TASKSERVICE']._serialized_end=2471
 # @@protoc_insertion_point(module_scope)

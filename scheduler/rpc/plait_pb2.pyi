@@ -48,7 +48,7 @@ class HeldLease(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., fence: _Optional[int] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("name", "model", "state", "capacity", "in_flight", "device_ids", "detail")
+    __slots__ = ("name", "model", "state", "capacity", "in_flight", "device_ids", "detail", "engine_json")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[Replica.State]
@@ -68,6 +68,7 @@ class Replica(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_IDS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_JSON_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     state: Replica.State
@@ -75,7 +76,8 @@ class Replica(_message.Message):
     in_flight: int
     device_ids: _containers.RepeatedScalarFieldContainer[int]
     detail: str
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[Replica.State, str]] = ..., capacity: _Optional[int] = ..., in_flight: _Optional[int] = ..., device_ids: _Optional[_Iterable[int]] = ..., detail: _Optional[str] = ...) -> None: ...
+    engine_json: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[Replica.State, str]] = ..., capacity: _Optional[int] = ..., in_flight: _Optional[int] = ..., device_ids: _Optional[_Iterable[int]] = ..., detail: _Optional[str] = ..., engine_json: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("held", "replicas")
@@ -86,18 +88,32 @@ class Heartbeat(_message.Message):
     def __init__(self, held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("task_id", "fence", "seq", "token_ids", "text")
+    __slots__ = ("task_id", "fence", "seq", "token_ids", "text", "index", "logprobs")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     fence: int
     seq: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
-    def __init__(self, task_id: _Optional[str] = ..., fence: _Optional[int] = ..., seq: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
+    index: int
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, task_id: _Optional[str] = ..., fence: _Optional[int] = ..., seq: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., index: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+
+class TokenLogprob(_message.Message):
+    __slots__ = ("logprob", "top_token_ids", "top_logprobs")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    top_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, logprob: _Optional[float] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Finish(_message.Message):
     __slots__ = ("task_id", "fence", "result_json", "error")
@@ -156,7 +172,7 @@ class Welcome(_message.Message):
     def __init__(self, lease_ttl_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., kept: _Optional[_Iterable[_Union[Ack, _Mapping]]] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("task_id", "fence", "attempt", "model", "replica", "document_json", "generated", "next_seq")
+    __slots__ = ("task_id", "fence", "attempt", "model", "replica", "document_json", "generated", "next_seq", "other_generated")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +181,7 @@ class Grant(_message.Message):
     DOCUMENT_JSON_FIELD_NUMBER: _ClassVar[int]
     GENERATED_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    OTHER_GENERATED_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     fence: int
     attempt: int
@@ -173,7 +190,14 @@ class Grant(_message.Message):
     document_json: str
     generated: _containers.RepeatedScalarFieldContainer[int]
     next_seq: int
-    def __init__(self, task_id: _Optional[str] = ..., fence: _Optional[int] = ..., attempt: _Optional[int] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., document_json: _Optional[str] = ..., generated: _Optional[_Iterable[int]] = ..., next_seq: _Optional[int] = ...) -> None: ...
+    other_generated: _containers.RepeatedCompositeFieldContainer[TokenIds]
+    def __init__(self, task_id: _Optional[str] = ..., fence: _Optional[int] = ..., attempt: _Optional[int] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., document_json: _Optional[str] = ..., generated: _Optional[_Iterable[int]] = ..., next_seq: _Optional[int] = ..., other_generated: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ...) -> None: ...
+
+class TokenIds(_message.Message):
+    __slots__ = ("token_ids",)
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("task_id", "fence", "reason")
@@ -234,9 +258,13 @@ class TaskEvent(_message.Message):
     def __init__(self, cursor: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., task_json: _Optional[str] = ...) -> None: ...
 
 class OutputChunk(_message.Message):
-    __slots__ = ("token_ids", "text")
+    __slots__ = ("token_ids", "text", "index", "logprobs")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
+    index: int
+    logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., index: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...

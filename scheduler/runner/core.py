@@ -18,6 +18,7 @@ from typing import Any
 
 from handlers.wire import Chunk, Failure, Finish
 from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc.logprobs import to_messages
 
 #: Longest result that is sent; a gRPC message holds a little more.
 MAX_RESULT_BYTES = 60 * 1024 * 1024
@@ -37,8 +38,8 @@ class Lease:
     next_seq: int
     #: Sent or to be sent, and not yet known to be on disk; in the order of their numbers.
     unacknowledged: deque[pb.RunnerMessage] = field(default_factory=deque)
-    #: Text that came without tokens: it goes out with what follows it.
-    held_text: str = ""
+    #: Text that came without tokens, by answer: it goes out with what follows it.
+    held_text: dict[int, str] = field(default_factory=dict)
     #: The outcome, from the moment there is one.
     outcome: pb.RunnerMessage | None = None
 
@@ -46,6 +47,10 @@ class Lease:
     def first_kept_seq(self) -> int:
         """Number of the first chunk that can be sent again."""
         return self.unacknowledged[0].progress.seq if self.unacknowledged else self.next_seq
+
+    def answers_held(self) -> list[int]:
+        """Answers that have text to send."""
+        return sorted(index for index, text in self.held_text.items() if text)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -100,8 +105,8 @@ class RunnerCore:
         if known is not None and known.fence >= grant.fence:
             return Step()
         document = json.loads(grant.document_json)
-        if grant.generated:
-            document["generated"] = list(grant.generated)
+        if grant.generated or grant.other_generated:
+            document["generated"] = _generated(grant, document.get("n", 1))
         lease = Lease(
             grant.task_id, grant.fence, grant.model, grant.replica, document, grant.next_seq
         )
@@ -113,26 +118,32 @@ class RunnerCore:
         lease = self._find(task_id, fence)
         if lease is None or lease.outcome is not None:
             return Step()
+        num_answers = lease.document.get("n", 1)
+        if not 0 <= chunk.index < num_answers:
+            reason = f"its handler spoke of answer {chunk.index}; there are {num_answers}, from 0"
+            return self.lost(task_id, fence, reason)
         if not chunk.token_ids:
             # The tail of a text. Were it written down and the worker lost before its finish, the
             # next attempt, which knows tokens only, would send the tail again.
-            lease.held_text += chunk.text
+            lease.held_text[chunk.index] = lease.held_text.get(chunk.index, "") + chunk.text
             return Step()
-        return self._progress(lease, chunk.token_ids, chunk.text)
+        return self._progress(lease, chunk)
 
     def finished(self, task_id: str, fence: int, finish: Finish) -> Step:
         """Send what was held back, then the end of a generation."""
         lease = self._find(task_id, fence)
         if lease is None or lease.outcome is not None:
             return Step()
-        tail = self._progress(lease, (), "") if lease.held_text else Step()
-        result = {
+        tails = [self._progress(lease, Chunk((), "", index)) for index in lease.answers_held()]
+        result: dict[str, Any] = {
             "finish_reason": finish.reason,
             "num_prompt_tokens": finish.num_prompt_tokens,
             "num_output_tokens": finish.num_output_tokens,
         }
+        if finish.reasons:
+            result["finish_reasons"] = list(finish.reasons)
         end = self.answered(task_id, fence, result)
-        return Step(send=tail.send + end.send)
+        return Step(send=tuple(m for tail in tails for m in tail.send) + end.send)
 
     def answered(self, task_id: str, fence: int, result: Mapping[str, Any]) -> Step:
         """Send a whole result."""
@@ -197,17 +208,18 @@ class RunnerCore:
         lease = self._leases.get(task_id)
         return lease if lease is not None and lease.fence == fence else None
 
-    def _progress(self, lease: Lease, token_ids: tuple[int, ...], text: str) -> Step:
+    def _progress(self, lease: Lease, chunk: Chunk) -> Step:
         message = pb.RunnerMessage(
             progress=pb.Progress(
                 task_id=lease.task_id,
                 fence=lease.fence,
                 seq=lease.next_seq,
-                token_ids=token_ids,
-                text=lease.held_text + text,
+                token_ids=chunk.token_ids,
+                text=lease.held_text.pop(chunk.index, "") + chunk.text,
+                index=chunk.index,
+                logprobs=to_messages(chunk.logprobs),
             )
         )
-        lease.held_text = ""
         lease.next_seq += 1
         lease.unacknowledged.append(message)
         return self._send(message)
@@ -236,3 +248,11 @@ class RunnerCore:
         waiting = lease.unacknowledged
         while waiting and waiting[0].progress.seq < next_seq:
             waiting.popleft()
+
+
+def _generated(grant: pb.Grant, num_answers: int) -> list[Any]:
+    """What earlier attempts produced, as the handler reads it."""
+    if num_answers == 1:
+        return list(grant.generated)
+    answers = [list(grant.generated), *(list(each.token_ids) for each in grant.other_generated)]
+    return answers + [[] for _ in range(num_answers - len(answers))]

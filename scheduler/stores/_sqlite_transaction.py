@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from operator import attrgetter
 from typing import Any
 
+from handlers.wire import TokenLogprob, logprob_document, parse_logprob
 from scheduler.flow import DEFAULT_WEIGHT_PERMILLE, Flow
 from scheduler.stores import base
 from scheduler.task import Attempt, JournalChunk, Task, TaskError, TaskState
@@ -33,6 +34,7 @@ _FIXED = [
     "prompt_cost",
     "cost_per_token",
     "accepted_at",
+    "resume",
 ]
 _MOVING = [
     "state",
@@ -229,21 +231,30 @@ class Transaction(base.Transaction):
 
     def add_chunks(self, task_id: str, chunks: Sequence[JournalChunk]) -> None:
         self._connection.executemany(
-            "INSERT INTO journal VALUES (?, ?, ?, ?)",
-            [(task_id, c.seq, _dump(list(c.token_ids)), c.text) for c in chunks],
+            "INSERT INTO journal (task_id, seq, token_ids, text, answer, logprobs)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (task_id, c.seq, _dump(c.token_ids), c.text, c.index, _logprobs(c.logprobs))
+                for c in chunks
+            ],
         )
 
     def chunks(self, task_id: str, cursor: int, limit: int) -> list[JournalChunk]:
         statement = (
-            "SELECT seq, token_ids, text FROM journal WHERE task_id = ? AND seq >= ?"
-            " ORDER BY seq LIMIT ?"
+            "SELECT seq, token_ids, text, answer, logprobs FROM journal"
+            " WHERE task_id = ? AND seq >= ? ORDER BY seq LIMIT ?"
         )
         rows = self._rows(statement, task_id, cursor, limit)
-        return [JournalChunk(seq, tuple(json.loads(ids)), text) for seq, ids, text in rows]
+        return [_chunk(*row) for row in rows]
 
-    def token_ids(self, task_id: str) -> tuple[int, ...]:
-        rows = self._rows("SELECT token_ids FROM journal WHERE task_id = ? ORDER BY seq", task_id)
-        return tuple(token for (ids,) in rows for token in json.loads(ids))
+    def token_ids(self, task_id: str) -> tuple[tuple[int, ...], ...]:
+        statement = "SELECT answer, token_ids FROM journal WHERE task_id = ? ORDER BY seq"
+        answers: list[list[int]] = []
+        for answer, ids in self._rows(statement, task_id):
+            if tokens := json.loads(ids):
+                answers += [[] for _ in range(answer + 1 - len(answers))]
+                answers[answer] += tokens
+        return tuple(map(tuple, answers))
 
     # -- flows
 
@@ -296,6 +307,15 @@ class Transaction(base.Transaction):
 
 def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _logprobs(given: tuple[TokenLogprob, ...]) -> str | None:
+    return _dump([logprob_document(each) for each in given]) if given else None
+
+
+def _chunk(seq: int, ids: str, text: str, answer: int, logprobs: str | None) -> JournalChunk:
+    known = () if logprobs is None else tuple(map(parse_logprob, json.loads(logprobs)))
+    return JournalChunk(seq, tuple(json.loads(ids)), text, answer, known)
 
 
 # Compiled getters: these run several times for every chunk of every answer.

@@ -97,8 +97,8 @@ class Transaction(Protocol):
         """Journal entries with seq >= cursor, in order."""
         ...
 
-    def token_ids(self, task_id: str) -> tuple[int, ...]:
-        """Every token in the journal, in order."""
+    def token_ids(self, task_id: str) -> tuple[tuple[int, ...], ...]:
+        """Every token in the journal, in order, for each answer up to the last that has any."""
         ...
 
     # -- flows

@@ -21,6 +21,7 @@ from typing import Any
 
 from aiohttp import web
 
+from handlers.wire import Chunk, Finish, Frame, TokenLogprob, encode_frame
 from scheduler.torchserve import process
 from scheduler.torchserve.process import Ports
 
@@ -268,26 +269,40 @@ class FakeTorchServe:
         if document["prompt"] == "refuse":
             failure = {"status": 422, "message": "not this", "field": "prompt"}
             return web.Response(text=json.dumps(failure), status=422)
-        num_given = len(document.get("generated", []))
-        for position in range(num_given, document["max_new_tokens"]):
-            if document["prompt"] == "die" and not num_given and position == 3:
+        starts, end = _starts(document), document["max_new_tokens"]
+        for position in range(min(starts), end):
+            if document["prompt"] == "die" and not any(starts) and position == 3:
                 self.kill_worker(model.name)
                 await asyncio.sleep(0)
-            chunk = {"token_ids": [position], "text": f"{position} "}
-            await self._write(request, response, chunk)
+            for index, start in enumerate(starts):
+                if start <= position:
+                    await self._write(request, response, _chunk(document, position, index))
             await asyncio.sleep(self.step_s)
-        num_tokens = max(num_given, document["max_new_tokens"])
-        finish = {"reason": "length", "num_prompt_tokens": 1, "num_output_tokens": num_tokens}
-        await self._write(request, response, finish)
+        reasons = ("length",) * len(starts) if len(starts) > 1 else ()
+        num_tokens = sum(max(start, end) for start in starts)
+        await self._write(request, response, Finish("length", 1, num_tokens, reasons))
         await response.write_eof()
         return response
 
     async def _write(
-        self, request: web.Request, response: web.StreamResponse, frame: dict[str, Any]
+        self, request: web.Request, response: web.StreamResponse, frame: Frame
     ) -> None:
         if not response.prepared:
             await response.prepare(request)
-        await response.write(json.dumps(frame).encode() + b"\n")
+        await response.write(encode_frame(frame).encode())
+
+
+def _starts(document: dict[str, Any]) -> list[int]:
+    """How many tokens each answer has already."""
+    given, num_answers = document.get("generated", []), document.get("n", 1)
+    if num_answers == 1:
+        return [len(given)]
+    return [len(answer) for answer in given or [[]] * num_answers]
+
+
+def _chunk(document: dict[str, Any], position: int, index: int) -> Chunk:
+    likely = (TokenLogprob(-0.5, ((position, -0.5),)),) if "logprobs" in document else ()
+    return Chunk((position,), f"{position} ", index, likely)
 
 
 def _reset(transport: asyncio.Transport) -> None:

@@ -14,10 +14,11 @@ import pytest
 import pytest_asyncio
 
 import scheduler.stores
+from handlers.wire import TokenLogprob
 from scheduler.errors import StoreUnavailable
 from scheduler.flow import Flow
 from scheduler.stores.base import Store, Transaction
-from scheduler.task import Attempt, Task, TaskError, TaskState
+from scheduler.task import Attempt, JournalChunk, Task, TaskError, TaskState
 from scheduler.testing.tasks import MODEL, chunk
 
 #: How to open each kind of store in a fresh folder.
@@ -304,7 +305,7 @@ async def test_the_journal_is_read_from_a_cursor(store: Store) -> None:
 
     assert await store.read(lambda tx: tx.chunks("t1", 1, 10)) == written[1:]
     assert await store.read(lambda tx: tx.chunks("t1", 0, 2)) == written[:2]
-    assert await store.read(lambda tx: tx.token_ids("t1")) == (1, 2, 3, 4, 5)
+    assert await store.read(lambda tx: tx.token_ids("t1")) == ((1, 2, 3, 4, 5),)
     assert await store.read(lambda tx: tx.chunks("t2", 0, 10)) == []
 
 
@@ -313,7 +314,29 @@ async def test_a_chunk_cannot_be_written_twice(store: Store) -> None:
 
     with pytest.raises(Exception, match=r"UNIQUE|duplicate"):
         await store.run(lambda tx: tx.add_chunks("t1", [chunk(0, 9)]))
-    assert await store.read(lambda tx: tx.token_ids("t1")) == (100,)
+    assert await store.read(lambda tx: tx.token_ids("t1")) == ((100,),)
+
+
+async def test_the_journal_keeps_answers_apart_and_their_log_probabilities(store: Store) -> None:
+    likely = (TokenLogprob(-0.25, ((4, -0.25), (9, -3.5))),)
+    written = [JournalChunk(0, (4,), "a", 2, likely), chunk(1, 1), JournalChunk(2, (5,), "b", 2)]
+    await store.run(lambda tx: tx.add_chunks("t1", written))
+
+    assert await store.read(lambda tx: tx.chunks("t1", 0, 10)) == written
+    assert await store.read(lambda tx: tx.token_ids("t1")) == ((1,), (), (4, 5))
+
+
+async def test_text_alone_is_no_answer_to_go_on_from(store: Store) -> None:
+    await store.run(lambda tx: tx.add_chunks("t1", [JournalChunk(0, (), "tail", 1)]))
+
+    assert await store.read(lambda tx: tx.token_ids("t1")) == ()
+
+
+async def test_what_a_lost_attempt_is_worth_is_kept(store: Store) -> None:
+    written = task("t1", resume="none")
+    await store.run(lambda tx: tx.add_task(written))
+
+    assert await store.read(lambda tx: tx.task("t1")) == written
 
 
 # -- flows

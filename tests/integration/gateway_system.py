@@ -18,6 +18,7 @@ import grpc
 from aiohttp import web
 
 from handlers.model_config import ModelConfig, Source
+from handlers.wire import TokenLogprob
 from scheduler.clock import SystemClock
 from scheduler.cluster_view import NodeView, ReplicaView
 from scheduler.errors import StaleLease
@@ -58,6 +59,7 @@ def make_config(name: str, task: str = "generate", **changes: Any) -> ModelConfi
 MODELS = {
     "demo": make_config("demo"),
     "encoder": make_config("encoder", "embed", max_context=256),
+    "labeller": make_config("labeller", "classify", max_context=256, num_replicas=0),
     "asleep": make_config("asleep", num_replicas=0),
 }
 
@@ -107,14 +109,21 @@ class PlayedRunner:
     async def _play(self, grant: Grant) -> None:
         task, document = grant.task, grant.task.document
         if "input" in document:
-            vectors = [[float(len(text)), 0.5] for text in document["input"]]
-            result = {"embeddings": vectors, "num_input_tokens": len(vectors)}
+            texts = document["input"]
+            result: dict[str, Any] = {"embeddings": [[float(len(text)), 0.5] for text in texts]}
+            if task.model == "labeller":
+                scores = [{"good": 0.75, "bad": 0.25} for _ in texts]
+                result = {"labels": ["good" for _ in texts], "scores": scores}
+            result["num_input_tokens"] = len(texts)
             await self._book.succeed(task.id, task.fence, result)
             return
         prompt = document.get("prompt", "")
         if prompt.startswith("fail"):
             error = TaskError(422, "is not to the model's liking", "prompt")
             await self._book.fail(task.id, task.fence, error)
+            return
+        if document.get("n", 1) > 1 or "logprobs" in document:
+            await self._play_answers(grant)
             return
         num_tokens = document["max_new_tokens"]
         for seq in range(num_tokens):
@@ -130,6 +139,24 @@ class PlayedRunner:
             "num_prompt_tokens": 2,
             "num_output_tokens": num_tokens,
         }
+        await self._book.succeed(task.id, task.fence, result)
+
+    async def _play_answers(self, grant: Grant) -> None:
+        """Word by word of each answer in turn, with a log probability when asked for."""
+        task, document = grant.task, grant.task.document
+        num_answers, num_words = document.get("n", 1), document["max_new_tokens"]
+        for seq in range(num_answers * num_words):
+            word, index = divmod(seq, num_answers)
+            logprobs = (TokenLogprob(-0.5, ((word, -0.5),)),) if "logprobs" in document else ()
+            chunk = JournalChunk(seq, (word,), f"{index}w{word} ", index, logprobs)
+            await self._book.append(task.id, task.fence, [chunk])
+        result: dict[str, Any] = {
+            "finish_reason": "length",
+            "num_prompt_tokens": 2,
+            "num_output_tokens": num_answers * num_words,
+        }
+        if num_answers > 1:
+            result["finish_reasons"] = ["length"] * num_answers
         await self._book.succeed(task.id, task.fence, result)
 
     @property

@@ -139,9 +139,12 @@ class System:
     control: Control
     node: Node
 
-    async def submit(self, prompt: str = "x", tokens: int = 20) -> Task:
-        document = {"prompt": prompt, "max_new_tokens": tokens}
-        task, _ = await self.control.book.submit(Submission("ann", "counting", document, 1))
+    async def submit(
+        self, prompt: str = "x", tokens: int = 20, resume: str = "close", **fields: Any
+    ) -> Task:
+        document = {"prompt": prompt, "max_new_tokens": tokens, **fields}
+        submission = Submission("ann", "counting", document, 1, resume=resume)
+        task, _ = await self.control.book.submit(submission)
         return task
 
     async def final(self, task_id: str) -> Task:

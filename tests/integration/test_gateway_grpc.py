@@ -124,7 +124,7 @@ async def test_the_tenant_comes_from_the_metadata(inference: Any, system: Gatewa
     ("message", "code", "field"),
     [
         (request(b'{"prompt": 7}'), grpc.StatusCode.INVALID_ARGUMENT, "prompt"),
-        (request(b'{"prompt": "x", "n": 1}'), grpc.StatusCode.INVALID_ARGUMENT, "n"),
+        (request(b'{"prompt": "x", "m": 1}'), grpc.StatusCode.INVALID_ARGUMENT, "m"),
         (request(b"caf\xe9"), grpc.StatusCode.INVALID_ARGUMENT, "prompt"),
         (request(b""), grpc.StatusCode.INVALID_ARGUMENT, "prompt"),
         (request(b"fail"), grpc.StatusCode.INVALID_ARGUMENT, "prompt"),

@@ -200,7 +200,7 @@ MALFORMED = [
     task("task with text input", {"model": "demo", "input": "x"}, "input"),
     task("task with stray field", {"model": "demo", "input": {"prompt": "x"}, "stream": True},
          "stream"),
-    task("task with stray input", {"model": "demo", "input": {"prompt": "x", "n": 2}}, "n"),
+    task("task with stray input", {"model": "demo", "input": {"prompt": "x", "m": 2}}, "m"),
     task("task priority", {"model": "demo", "input": {"prompt": "x"}, "priority": "high"},
          "priority"),
     get("/v1/tasks/unknown", 404, "task_id"),

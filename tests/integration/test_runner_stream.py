@@ -34,6 +34,31 @@ async def test_a_task_is_generated_and_its_tokens_are_in_the_journal(system: Sys
     assert await system.tokens(task.id) == list(range(20))
 
 
+async def test_several_answers_go_on_where_they_were_when_their_worker_died(system: System) -> None:
+    task = await system.submit(prompt="die", tokens=10, n=3, logprobs=1)
+
+    done = await system.final(task.id)
+
+    assert (done.state, done.attempt, done.num_tokens) == (TaskState.SUCCEEDED, 2, 30)
+    assert done.result is not None
+    assert done.result["finish_reasons"] == ["length"] * 3
+    chunks = await system.control.book.chunks(task.id)
+    for index in range(3):
+        own = [token for chunk in chunks if chunk.index == index for token in chunk.token_ids]
+        assert own == list(range(10))
+    assert all(chunk.logprobs[0].logprob == -0.5 for chunk in chunks)
+
+
+async def test_an_answer_that_cannot_go_on_is_not_mixed_with_another(system: System) -> None:
+    task = await system.submit(prompt="die", tokens=10, resume="none")
+
+    done = await system.final(task.id)
+
+    assert (done.state, done.attempt) == (TaskState.FAILED, 1)
+    assert done.error is not None
+    assert "cannot go on from its" in done.error.message
+
+
 async def test_more_tasks_than_slots_are_all_served(system: System) -> None:
     tasks = [await system.submit(tokens=5) for _ in range(15)]
 

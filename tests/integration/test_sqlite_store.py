@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -265,3 +266,44 @@ def test_what_every_decision_asks_is_answered_by_an_index(statement: str) -> Non
 
 def _add_one(tx: Transaction) -> None:
     tx.put_weight("ann", tx.weight("ann") + 1)
+
+
+def old_store(path: Path) -> None:
+    """A file as the first schema has it, with a task that was interrupted after two tokens."""
+    scripts = resources.files("scheduler.stores") / "sql" / "sqlite"
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((scripts / "0001_tasks.sql").read_text())
+        connection.executescript(
+            "PRAGMA user_version = 1;"
+            "INSERT INTO tasks VALUES ('t1', 'ann', 'demo', 'queued', 0, NULL, NULL, 25, 5, 2, 9,"
+            " 9, 0, 1, 1, NULL, NULL, NULL, 2, 2, 10.0, 11.0, 12.0, NULL, NULL, NULL);"
+            "INSERT INTO documents VALUES ('t1', '{\"prompt\":\"def\"}');"
+            "INSERT INTO journal VALUES ('t1', 0, '[7]', 'a'), ('t1', 1, '[8]', 'b');"
+            "INSERT INTO attempts VALUES"
+            " ('t1', 1, 1, 'r1', 'demo__r0', 11.0, 0, 13.0, 'lost', 'x');"
+            "INSERT INTO flows VALUES ('demo', 'ann', 9, 1, 9);"
+        )
+
+
+async def test_what_an_older_plait_wrote_goes_on(path: Path) -> None:
+    old_store(path)
+    book = TaskBook(store := Store(path), SystemClock(), lease_ttl_s=60)
+
+    (grant,) = await book.claim(MODEL, runner="r1", replica="demo__r0")
+
+    assert grant.generated == ((7, 8),)
+    assert (grant.task.resume, grant.task.num_answers) == ("close", 1)
+    assert [c.text for c in await book.chunks("t1")] == ["a", "b"]
+    await store.close()
+
+
+async def test_an_older_store_is_brought_up_to_date_once(path: Path) -> None:
+    old_store(path)
+    for _ in range(2):
+        store = Store(path)
+        assert (await store.read(lambda tx: tx.task("t1"))).resume == "close"
+        await store.close()
+
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)

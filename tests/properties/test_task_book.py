@@ -121,7 +121,8 @@ class Tasks(RuleBasedStateMachine):
             task = self.known[grant.task.id]
             assert task.state is TaskState.QUEUED
             assert grant.task.fence == task.fence + 1
-            assert grant.generated == tuple(t for c in task.chunks for t in c.token_ids)
+            tokens = tuple(t for c in task.chunks for t in c.token_ids)
+            assert grant.generated == ((tokens,) if tokens else ())
             task.state, task.fence = TaskState.LEASED, grant.task.fence
             task.expires_at = self.clock.now() + TTL
         return multiple(*((grant.task.id, grant.task.fence) for grant in grants))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from handlers.wire import BadRequest
+from handlers.wire import BadRequest, TokenLogprob
 from scheduler.errors import StoreUnavailable, TaskNotFound
 from scheduler.gateway import views
 from scheduler.gateway.problems import MAX_MESSAGE_CHARS, describe, http_problem, outcome_error
@@ -50,6 +50,50 @@ def test_a_detail_has_everything() -> None:
     assert detail["output"] == {"text": "a\nä", "token_ids": [5, 6]}
     assert detail["attempts"][0]["fence"] == 3
     json.dumps(detail)
+
+
+def test_several_answers_stand_side_by_side() -> None:
+    result = {**RESULT, "finish_reasons": ["eos", "length"]}
+    task = make_task(document={"prompt": "x", "n": 2}, result=result)
+    chunks = [
+        JournalChunk(0, (5,), "a", 1),
+        JournalChunk(1, (6,), "b"),
+        JournalChunk(2, (7,), "c", 1),
+    ]
+
+    assert views.answer(task, chunks, "generate") == {
+        "task_id": "01A",
+        "model": "m",
+        "choices": [
+            {"index": 0, "text": "b", "token_ids": [6], "finish_reason": "eos"},
+            {"index": 1, "text": "ac", "token_ids": [5, 7], "finish_reason": "length"},
+        ],
+        "usage": {"prompt_tokens": 4, "output_tokens": 2},
+    }
+    assert [c["text"] for c in views.detail(task, [], chunks)["output"]["choices"]] == ["b", "ac"]
+    assert views.result(task) == {
+        "finish_reasons": ["eos", "length"],
+        "usage": {"prompt_tokens": 4, "output_tokens": 2},
+    }
+
+
+def test_log_probabilities_stand_beside_the_tokens_when_they_were_asked_for() -> None:
+    likely = (TokenLogprob(-0.25, ((5, -0.25), (9, -3.5))),)
+    chunks = [JournalChunk(0, (5,), "a", 1, likely), JournalChunk(1, (6,), "b", 1, likely)]
+    seen = {"logprob": -0.25, "top": [[5, -0.25], [9, -3.5]]}
+
+    assert views.chunk(chunks[0]) == {
+        "seq": 0,
+        "token_ids": [5],
+        "text": "a",
+        "index": 1,
+        "logprobs": [seen],
+    }
+    assert views.output([JournalChunk(0, (5, 6), "ab", 0, likely * 2)])["logprobs"] == [seen, seen]
+
+
+def test_a_summary_says_what_a_lost_attempt_is_worth() -> None:
+    assert views.summary(make_task(resume="none"))["resume"] == "none"
 
 
 def test_a_generations_result_tells_why_it_ended_and_how_long_it_is() -> None:

@@ -9,7 +9,7 @@ import pytest
 from scheduler import moves
 from scheduler.errors import IdempotencyConflict, StaleLease, TaskNotFound
 from scheduler.stores.base import Transaction
-from scheduler.task import Grant, Task, TaskError, TaskState
+from scheduler.task import Grant, JournalChunk, Task, TaskError, TaskState
 from scheduler.testing.tasks import MODEL, chunk, memory_transaction, problems, rules, submission
 
 RULES = rules(max_attempts=2, lease_ttl_s=10.0)
@@ -135,8 +135,21 @@ def test_a_grant_carries_what_earlier_attempts_produced(tx: Transaction) -> None
 
     (grant,) = claim(tx)
 
-    assert grant.generated == (7, 8, 9)
+    assert grant.generated == ((7, 8, 9),)
     assert grant.task.num_chunks == 2
+
+
+def test_a_grant_carries_what_each_answer_has(tx: Transaction) -> None:
+    submit(tx, document={"prompt": "def", "n": 3})
+    claim(tx)
+    chunks = [JournalChunk(0, (7,), "a"), JournalChunk(1, (5,), "b", 1), JournalChunk(2, (8,), "c")]
+    moves.append(tx, RULES, "t1", 1, chunks, NOW)
+    moves.release(tx, RULES, "t1", 1, "worker died", NOW)
+
+    (grant,) = claim(tx)
+
+    assert grant.generated == ((7, 8), (5,))
+    assert grant.task.num_tokens == 3
 
 
 # -- append
@@ -238,6 +251,50 @@ def test_repeating_a_release_loses_one_attempt_only(tx: Transaction) -> None:
     first = moves.release(tx, RULES, "t1", 1, "worker died", NOW).value
 
     assert moves.release(tx, RULES, "t1", 1, "worker died", NOW).value == first
+
+
+def test_a_task_that_cannot_go_on_is_queued_again_as_long_as_nothing_is_on_disk(
+    tx: Transaction,
+) -> None:
+    submit(tx, resume="none")
+    claim(tx)
+
+    assert moves.release(tx, RULES, "t1", 1, "worker died", NOW).value.state is TaskState.QUEUED
+
+
+def test_a_task_that_cannot_go_on_fails_once_output_is_on_disk(tx: Transaction) -> None:
+    submit(tx, resume="none")
+    claim(tx)
+    moves.append(tx, RULES, "t1", 1, [chunk(0, 7, 8)], NOW)
+
+    task = moves.release(tx, RULES, "t1", 1, "worker died", NOW).value
+
+    assert task.state is TaskState.FAILED
+    assert task.error == TaskError(
+        500,
+        "cannot go on from its 2 tokens on disk (resume: none); send it anew: "
+        "attempt 1 on demo__r0 of runner-1: worker died",
+    )
+    assert moves.release(tx, RULES, "t1", 1, "worker died", NOW).value == task
+
+
+@pytest.mark.parametrize("resume", ["exact", "close"])
+def test_a_task_that_can_go_on_does_so_from_what_is_on_disk(tx: Transaction, resume: str) -> None:
+    submit(tx, resume=resume)
+    claim(tx)
+    moves.append(tx, RULES, "t1", 1, [chunk(0)], NOW)
+
+    assert moves.release(tx, RULES, "t1", 1, "worker died", NOW).value.state is TaskState.QUEUED
+
+
+def test_a_lease_that_ran_out_fails_a_task_that_cannot_go_on(tx: Transaction) -> None:
+    submit(tx, resume="none")
+    claim(tx)
+    moves.append(tx, RULES, "t1", 1, [chunk(0)], NOW)
+
+    (task,) = moves.sweep(tx, RULES, NOW + 11, 10).value
+
+    assert (task.state, task.resume) == (TaskState.FAILED, "none")
 
 
 def test_a_task_that_lost_all_its_attempts_fails_with_their_history(tx: Transaction) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from handlers.wire import Chunk, Failure, Finish
+from handlers.wire import Chunk, Failure, Finish, TokenLogprob
 from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc.logprobs import from_messages
 from scheduler.runner.core import RunnerCore, Step
 
 
@@ -54,6 +55,17 @@ def test_a_grant_hands_over_what_earlier_attempts_generated(core: RunnerCore) ->
     [lease] = core.granted(grant(generated=[5, 6], next_seq=2)).start
 
     assert lease.document["generated"] == [5, 6]
+
+
+def test_a_grant_hands_over_what_each_answer_has(core: RunnerCore) -> None:
+    several = {"document_json": '{"prompt":"def","n":3}', "next_seq": 2}
+    others = [pb.TokenIds(token_ids=[7])]
+
+    [lease] = core.granted(grant(generated=[5], other_generated=others, **several)).start
+    [begun] = core.granted(grant("b", other_generated=others, **several)).start
+
+    assert lease.document["generated"] == [[5], [7], []]
+    assert begun.document["generated"] == [[], [7], []]
 
 
 def test_a_grant_without_earlier_tokens_does_not_mention_them(core: RunnerCore) -> None:
@@ -122,6 +134,48 @@ def test_text_held_at_the_end_is_sent_before_the_finish(core: RunnerCore) -> Non
 
     assert kinds(step) == ["progress", "finish"]
     assert step.send[0].progress.text == "tail"
+
+
+def test_text_of_one_answer_is_not_sent_with_another(core: RunnerCore) -> None:
+    core.granted(grant(document_json='{"prompt":"def","n":2}'))
+    core.produced("a", 1, Chunk((), "ab", 1))
+
+    [first] = core.produced("a", 1, Chunk((1,), "x", 0)).send
+    [second] = core.produced("a", 1, Chunk((2,), "c", 1)).send
+
+    assert (first.progress.index, first.progress.text) == (0, "x")
+    assert (second.progress.index, second.progress.text) == (1, "abc")
+
+
+def test_text_held_at_the_end_is_sent_for_each_answer(core: RunnerCore) -> None:
+    core.granted(grant(document_json='{"prompt":"def","n":2}'))
+    for index in (1, 0):
+        core.produced("a", 1, Chunk((), f"tail {index}", index))
+
+    step = core.finished("a", 1, Finish("eos", 1, 0, ("eos", "length")))
+
+    assert [(m.progress.index, m.progress.text) for m in step.send[:2]] == [
+        (0, "tail 0"),
+        (1, "tail 1"),
+    ]
+    assert json.loads(step.send[2].finish.result_json)["finish_reasons"] == ["eos", "length"]
+
+
+def test_an_answer_nobody_asked_for_loses_the_attempt(core: RunnerCore) -> None:
+    core.granted(grant())
+
+    [message] = core.produced("a", 1, Chunk((1,), "x", 1)).send
+
+    assert message.release.reason == "its handler spoke of answer 1; there are 1, from 0"
+
+
+def test_log_probabilities_are_sent_with_their_tokens(core: RunnerCore) -> None:
+    core.granted(grant())
+    likely = (TokenLogprob(-0.25, ((4, -0.25), (9, -3.5))), TokenLogprob(-1.0))
+
+    [message] = core.produced("a", 1, Chunk((4, 5), "x", 0, likely)).send
+
+    assert from_messages(message.progress.logprobs) == likely
 
 
 def test_text_held_when_the_worker_is_lost_is_not_written_down(core: RunnerCore) -> None:

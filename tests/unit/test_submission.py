@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers.model_config import ModelConfig, Source
-from handlers.wire import EmbeddingRequest, GenerationRequest
+from handlers.wire import ClassificationRequest, EmbeddingRequest, GenerationRequest, Request
 from scheduler.errors import InvalidRequest
 from scheduler.gateway.submission import (
     MAX_KEY_CHARS,
@@ -45,14 +45,32 @@ def config(task: str = "generate", max_context: int = 100) -> ModelConfig:
 
 
 def decided(
-    request: GenerationRequest | EmbeddingRequest,
+    request: Request,
     *num_tokens: int,
     is_exact: bool = True,
     **options: Any,
 ) -> Submission:
-    task = "embed" if isinstance(request, EmbeddingRequest) else "generate"
+    tasks = {EmbeddingRequest: "embed", ClassificationRequest: "classify"}
+    task = tasks.get(type(request), "generate")
     count = Count(num_tokens, is_exact)
     return decide(request, config(task), count, Options(**options), tenant="t", seed=7, now=1000.0)
+
+
+def test_several_answers_cost_one_prompt_and_all_their_new_tokens() -> None:
+    submission = decided(GenerationRequest(prompt="p", max_new_tokens=20, n=3), 10)
+
+    assert (submission.estimated_cost, submission.prompt_cost) == (10 + 2 * 3 * 20, 10)
+
+
+def test_a_classification_costs_its_texts() -> None:
+    submission = decided(ClassificationRequest(("a", "b")), 3, 4)
+
+    assert (submission.estimated_cost, submission.cost_per_token) == (7, 0)
+    assert submission.document == {"input": ["a", "b"]}
+
+
+def test_a_submission_says_what_a_lost_attempt_is_worth() -> None:
+    assert decided(GenerationRequest(prompt="p"), 10).resume == "close"
 
 
 def test_a_generation_costs_its_prompt_and_twice_its_new_tokens() -> None:
