@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from scheduler import serve_commands, tables
 from scheduler import settings as settings_module
-from scheduler.errors import PlaitError
+from scheduler.errors import InvalidRequest, PlaitError
 
 app = typer.Typer(
     name="plait",
@@ -53,6 +54,19 @@ SeedOption = Annotated[int | None, typer.Option(help="The same seed draws the sa
 StopOption = Annotated[
     list[str] | None, typer.Option(help="End before this text; may be given several times.")
 ]
+MinPOption = Annotated[
+    float, typer.Option(help="Leave out what is less likely than this share of the likeliest.")
+]
+RepetitionOption = Annotated[
+    float, typer.Option(help="Above 1: what was said before becomes less likely.")
+]
+SchemaOption = Annotated[
+    str | None, typer.Option(help="Answer with JSON that fits this schema; @FILE reads it.")
+]
+RegexOption = Annotated[
+    str | None, typer.Option(help="Answer with a text that this expression matches.")
+]
+NumAnswersOption = Annotated[int, typer.Option("--n", help="Answers to the prompt.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 TASK_PANEL = "Generate and follow tasks"
@@ -72,17 +86,35 @@ def generate(
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
     stop: StopOption = None,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionOption = 1.0,
+    json_schema: SchemaOption = None,
+    regex: RegexOption = None,
+    n: NumAnswersOption = 1,
     tenant: TenantOption = "default",
     address: AddressOption = None,
     grpc_address: GrpcOption = None,
 ) -> None:
     """Continue a prompt, streaming the text; goes on by itself after a lost connection."""
     client = _client(address, grpc_address, tenant)
-    document = _document(prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
     with _told():
+        document = _document(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            json_schema=json_schema,
+            regex=regex,
+            n=n,
+        )
         task_id = client.submit(model, document)["task_id"]
         try:
-            for text in client.stream(task_id):
+            for text in client.stream(task_id) if n == 1 else _answers(client, task_id):
                 sys.stdout.write(text)
                 sys.stdout.flush()
         except KeyboardInterrupt:
@@ -102,6 +134,11 @@ def submit(
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
     stop: StopOption = None,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionOption = 1.0,
+    json_schema: SchemaOption = None,
+    regex: RegexOption = None,
+    n: NumAnswersOption = 1,
     priority: Annotated[
         int, typer.Option(help="Order among your own tasks: greater goes first.")
     ] = 0,
@@ -116,8 +153,21 @@ def submit(
 ) -> None:
     """Hand in a task and print its id; it goes on without you."""
     client = _client(address, None, tenant)
-    document = _document(prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
     with _told():
+        document = _document(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            json_schema=json_schema,
+            regex=regex,
+            n=n,
+        )
         task = client.submit(
             model, document, priority=priority, deadline_s=deadline_s, idempotency_key=key
         )
@@ -147,6 +197,7 @@ def status(
 def watch(
     task_id: Annotated[str, typer.Argument(help="A task's id.")],
     cursor: Annotated[int, typer.Option(help="Chunks to leave out.", min=0)] = 0,
+    index: Annotated[int, typer.Option(help="Which answer, from 0.", min=0)] = 0,
     tenant: TenantOption = "default",
     address: AddressOption = None,
     grpc_address: GrpcOption = None,
@@ -154,7 +205,7 @@ def watch(
     """Stream what a task produces, from its beginning, until it ends."""
     client = _client(address, grpc_address, tenant)
     with _told():
-        for text in client.stream(task_id, cursor):
+        for text in client.stream(task_id, cursor, index):
             sys.stdout.write(text)
             sys.stdout.flush()
     if sys.stdout.isatty():
@@ -184,10 +235,17 @@ def models(as_json: JsonOption = False, address: AddressOption = None) -> None:
 
 
 @app.command(rich_help_panel=OPERATE_PANEL)
-def workers(as_json: JsonOption = False, address: AddressOption = None) -> None:
+def workers(
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Show what each replica's pipeline tells of itself.")
+    ] = False,
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
     """List the nodes and what runs on them."""
     with _told():
-        _show(_client(address).workers(), as_json, tables.worker_table)
+        render = tables.stage_table if stages else tables.worker_table
+        _show(_client(address).workers(), as_json, render)
 
 
 @app.command(rich_help_panel=OPERATE_PANEL)
@@ -232,27 +290,29 @@ def _client(address: str | None, grpc_address: str | None = None, tenant: str = 
     )
 
 
-def _document(
-    prompt: str,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
-    stop: list[str] | None,
-) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "prompt": sys.stdin.read() if prompt == "-" else prompt,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-    }
-    if seed is not None:
-        document["seed"] = seed
-    if stop:
-        document["stop"] = stop
-    return document
+def _document(prompt: str, **fields: Any) -> dict[str, Any]:
+    """The request; what was not given is left to the gateway."""
+    schema = fields.get("json_schema")
+    if schema is not None and schema.startswith("@"):
+        fields["json_schema"] = _read_file(schema[1:])
+    given = {name: value for name, value in fields.items() if value is not None and value != []}
+    return {"prompt": sys.stdin.read() if prompt == "-" else prompt, **given}
+
+
+def _read_file(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"json_schema: cannot read {path}: {error}") from None
+
+
+def _answers(client: Any, task_id: str) -> Iterator[str]:
+    """Several answers, one after the other under a number each, when all are there."""
+    for _ in client.stream(task_id):
+        pass
+    choices = client.task(task_id)["output"]["choices"]
+    for choice in choices:
+        yield f"[{choice['index']}] {choice['text']}\n"
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def task_story(task: Any) -> str:
         f"model {task['model']}, tenant {task['tenant']}, accepted {_moment(task['accepted_at'])}",
         f"{task['num_tokens']} tokens, cost {task['charged_cost']}, "
         f"estimated {task['estimated_cost']}",
+        f"a lost attempt goes on: {task['resume']}",
     ]
     lines += [
         f"attempt {a['number']} on {a['replica']} of {a['runner']}, {_moment(a['started_at'])}: "
@@ -79,6 +80,59 @@ def worker_table(listing: Any) -> Table:
         if not node["replicas"]:
             table.add_row(name, "-", "-", "-", "-", "")
     return table
+
+
+def stage_table(listing: Any) -> Table:
+    """What each replica's engine tells of its pipeline; replicas that tell nothing are left out."""
+    table = _table("REPLICA", "EPOCH", "STAGES", "CUTS", "STEP", "BUBBLE", "BLOCKS", "FAULTS")
+    for node in listing["nodes"]:
+        for replica in node["replicas"]:
+            if engine := replica.get("engine"):
+                table.add_row(replica["name"], *_engine_row(engine))
+    return table
+
+
+def _engine_row(engine: Any) -> list[str]:
+    plan, blocks = _section(engine, "plan"), _section(engine, "kv")
+    stages = engine.get("stages")
+    stages = [s for s in stages if isinstance(s, dict)] if isinstance(stages, list) else []
+    faults = str(engine.get("num_faults", "-"))
+    last = engine.get("last_fault")
+    return [
+        str(engine.get("epoch", "-")),
+        " ".join(f"{stage.get('rank')}:{stage.get('state')}" for stage in stages) or "-",
+        _cuts(plan.get("cuts")),
+        f"{_times(plan.get('measured_s'))} of {_times(plan.get('predicted_s'))}",
+        f"{_percent(plan.get('measured_bubble'))} of {_percent(plan.get('predicted_bubble'))}",
+        f"{blocks.get('used', '-')}/{blocks.get('num_blocks', '-')}, "
+        f"{blocks.get('cached', '-')} cached",
+        f"{faults}, {last}" if last else faults,
+    ]
+
+
+def _section(engine: Any, name: str) -> Any:
+    found = engine.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _cuts(given: Any) -> str:
+    """Layers of each stage, such as ``0-9 10-17``."""
+    try:
+        return " ".join(f"{start}-{end - 1}" for start, end in given) or "-"
+    except (TypeError, ValueError):
+        return "-"
+
+
+def _times(given: Any) -> str:
+    """Milliseconds, of one step or of each stage in it."""
+    values = given if isinstance(given, list) else [given]
+    if not all(isinstance(value, int | float) for value in values):
+        return "-"
+    return "+".join(f"{value * 1000:.1f}" for value in values) + " ms"
+
+
+def _percent(given: Any) -> str:
+    return f"{given:.0%}" if isinstance(given, int | float) else "-"
 
 
 def _moment(seconds: float | None) -> str:

@@ -23,6 +23,7 @@ from handlers.model_config import ModelConfig
 from scheduler.clock import Clock
 from scheduler.errors import Unavailable
 from scheduler.rpc import plait_pb2 as pb
+from scheduler.runner.engine_status import read_status
 from scheduler.runner.reconcile import Action, State, Verdict, Wanted, decide
 from scheduler.torchserve.archive import ArchiveError, build_replica, parse_replica_name
 from scheduler.torchserve.management import Description, Management, ManagementError
@@ -54,6 +55,8 @@ class _Status:
     state: pb.Replica.State = pb.Replica.STARTING
     detail: str = ""
     device_ids: tuple[int, ...] = ()
+    #: What its engine tells of itself, as JSON text; empty: nothing.
+    engine_json: str = ""
     not_ready_since: float | None = None
     suspected_at: float | None = None
     #: Times that it lost tasks since it last finished one.
@@ -171,6 +174,7 @@ class Replicas:
                 self._set(status, pb.Replica.STARTING, str(error))
             return
         self._is_reachable = True
+        await self._read_statuses()
         for name in {*current, *(self._wanted or {})}:
             if name not in self._known:
                 self._known[name] = _Status(name)
@@ -180,6 +184,12 @@ class Replicas:
         for name in [n for n, s in self._known.items() if self._is_gone(s, current)]:
             del self._known[name]
             self._listeners.changed()
+
+    async def _read_statuses(self) -> None:
+        names = list(self._known)
+        told = await asyncio.to_thread(lambda: [read_status(self._store / name) for name in names])
+        for name, engine_json in zip(names, told, strict=True):
+            self._known[name].engine_json = engine_json
 
     async def _describe_all(self) -> dict[str, Description]:
         found: dict[str, Description] = {}
@@ -319,6 +329,7 @@ class Replicas:
             in_flight=in_flight.get(status.name, 0),
             device_ids=status.device_ids,
             detail=status.detail,
+            engine_json=status.engine_json,
         )
 
     def _startup_timeout_s(self, name: str) -> float:

@@ -99,6 +99,20 @@ async def test_a_wanted_replica_is_started_and_becomes_ready(kept: Kept) -> None
     assert (found.model, found.capacity) == ("demo", 4)
 
 
+async def test_what_its_engine_writes_is_reported_as_long_as_it_is_whole(kept: Kept) -> None:
+    kept.want(NAME)
+    await kept.until(STATES.READY)
+    status = kept.torchserve.store / NAME / "engine_status.json"
+
+    told = []
+    for text in ('{"epoch": 1}', '{"epoch"', '{"epoch": 2}'):
+        status.write_text(text)
+        await kept.looks()
+        told += [replica.engine_json for replica in kept.replicas.report()]
+
+    assert told == ['{"epoch":1}', "", '{"epoch":2}']
+
+
 async def test_each_change_is_told_at_once(kept: Kept) -> None:
     kept.want(NAME)
     await kept.until(STATES.READY)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from scheduler import tables
+from scheduler import cli, tables
 from scheduler.cli import app, main
 
 COMMANDS = [
@@ -51,6 +55,7 @@ def test_a_story_tells_every_attempt_and_why_it_ended() -> None:
     task = {
         "task_id": "T1", "state": "queued", "model": "demo", "tenant": "t", "accepted_at": 0.0,
         "num_tokens": 7, "charged_cost": 14, "estimated_cost": 99, "error": None,
+        "resume": "close",
         "attempts": [attempt],
     }  # fmt: skip
 
@@ -58,3 +63,55 @@ def test_a_story_tells_every_attempt_and_why_it_ended() -> None:
 
     assert "attempt 1 on demo__r0 of n1" in story
     assert "lost, its worker died" in story
+
+
+def shown(engine: object) -> str:
+    listing = {"nodes": [{"replicas": [{"name": "demo__r0", "engine": engine}]}]}
+    console = Console(width=200, file=io.StringIO())
+    console.print(tables.stage_table(listing))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_stages_are_shown_with_plan_measurement_and_faults() -> None:
+    engine = {
+        "epoch": 3, "num_faults": 2, "last_fault": "stage 1 died", "lanes": 2,
+        "plan": {
+            "cuts": [[0, 4], [4, 8]], "predicted_s": [0.01, 0.012], "predicted_bubble": 0.1,
+            "measured_s": [0.011, 0.0125], "measured_bubble": 0.125,
+        },
+        "stages": [{"rank": 0, "state": "ready"}, {"rank": 1, "state": "loading"}],
+        "kv": {"num_blocks": 64, "used": 12, "cached": 5},
+    }  # fmt: skip
+
+    table = shown(engine)
+
+    for part in ("0:ready 1:loading", "0-3 4-7", "11.0+12.5 ms of 10.0+12.0 ms", "12% of 10%"):
+        assert part in table
+    assert "12/64, 5 cached" in table
+    assert "2, stage 1 died" in table
+
+
+@pytest.mark.parametrize(
+    "engine", [{"x": 1}, {"plan": 3, "stages": 4, "kv": []}, {"plan": {"cuts": [1]}}]
+)
+def test_what_an_engine_tells_wrongly_breaks_no_table(engine: object) -> None:
+    assert "demo__r0" in shown(engine)
+
+
+def test_a_replica_that_tells_nothing_has_no_row() -> None:
+    assert "demo__r0" not in shown(None)
+
+
+def test_a_schema_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+
+    document = cli._document("x", json_schema=f"@{tmp_path / 'schema.json'}", regex=None, n=1)
+
+    assert document == {"prompt": "x", "json_schema": '{"type": "object"}', "n": 1}
+
+
+def test_a_schema_that_is_not_there_is_named() -> None:
+    result = CliRunner().invoke(app, ["generate", "x", "--json-schema", "@/nowhere"])
+
+    assert result.exit_code == 1
+    assert "cannot read /nowhere" in result.output

@@ -36,6 +36,15 @@ def sessions() -> Sessions:
     return Sessions()
 
 
+def test_what_an_engine_tells_of_itself_is_shown_and_wakes_nobody(sessions: Sessions) -> None:
+    connect(sessions)
+
+    changed = sessions.reported("one", [replica(engine={"epoch": 2})])
+
+    assert changed == set()
+    assert sessions.nodes()[0].replicas[0].engine == {"epoch": 2}
+
+
 def test_there_is_no_slot_without_a_runner(sessions: Sessions) -> None:
     assert sessions.next_slot("demo") is None
 
