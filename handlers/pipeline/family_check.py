@@ -23,6 +23,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from handlers.pipeline import surgery
 from handlers.pipeline.partition import Cut
@@ -35,10 +36,12 @@ logger = logging.getLogger(__name__)
 #: What can be done about a refusal; the end of each message.
 ADVICE: Final = "set engine: transformers, which runs it as one stage"
 #: Most parameters of a thin copy; what is larger was not made thin.
-MAX_PARAMETERS: Final = 100_000_000
+MAX_PARAMETERS: Final = 60_000_000
 #: Largest difference of two logits, as a share of their spread. Float32 stays below a
 #: hundredth of it; a layer that is told something wrong changes logits by their spread.
 TOLERANCE: Final = 2e-3
+#: Kinds of layers whose masks and memory a stage knows.
+LAYER_TYPES: Final = ("full_attention", "sliding_attention")
 
 _SLOTS: Final = 3
 _CONTEXT: Final = 2 * BLOCK
@@ -56,6 +59,7 @@ def check(model_dir: Path, cuts: Sequence[Cut], max_context: int) -> None:
     Raises:
         ValueError: they do not, or it cannot be told; says why and what to do.
     """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = AutoConfig.from_pretrained(model_dir)
     _refuse_by_config(config, max_context)
     with tempfile.TemporaryDirectory(prefix="plait-family-") as folder:
@@ -64,7 +68,10 @@ def check(model_dir: Path, cuts: Sequence[Cut], max_context: int) -> None:
             given = _run_stages(Path(folder), cuts)
         except Exception as error:
             logger.info("family_refused", exc_info=True)
-            reason = f"its stages fail where the whole model does not ({_brief(error)})"
+            reason = (
+                "given positions, masks and keys and values as stages keep them, it fails "
+                f"({_brief(error)})"
+            )
             raise _refusal(config, reason) from error
     for place, logits in given.items():
         difference = float((logits - expected[place]).abs().max() / expected[place].std())
@@ -82,8 +89,16 @@ def _refuse_by_config(config: Any, max_context: int) -> None:
     text = config.get_text_config(decoder=True)
     if config.is_encoder_decoder:
         raise _refusal(config, "it has an encoder whose states every decoder layer looks at")
+    if not isinstance(getattr(text, "num_hidden_layers", None), int):
+        raise _refusal(config, "its configuration does not say how many decoder layers it has")
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise _refusal(config, "transformers has no class that generates text with it")
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    if model_class._is_stateful:
+        raise _refusal(config, "it keeps a running state, which no block of positions can hold")
+    if others := set(getattr(text, "layer_types", None) or ()) - set(LAYER_TYPES):
+        kinds = ", ".join(sorted(others))
+        raise _refusal(config, f"it has layers that keep other memory than keys ({kinds})")
     for rope in ropes(text):
         kind = str(rope.get("rope_type", "default"))
         original = rope.get("original_max_position_embeddings") or getattr(

@@ -31,6 +31,7 @@ from handlers.pipeline.partition import Cut
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embedding", "positions_embed")
 _INPUT_MODULES = ("project_in", "word_embeddings_layernorm", "embedding_norm", "embed_norm")
 _OUTPUT_MODULES = ("ln_f", "project_out", "final_layernorm")
+_LAYER_NUMBERS = ("layer_idx", "layer_id")
 _LAYER_LISTS = ("layers", "h", "blocks")
 
 
@@ -101,7 +102,10 @@ def build(
     is_first, is_last = cut[0] == 0, cut[1] == config.num_hidden_layers
     model_class = AutoModelForCausalLM._model_mapping[type(whole)]
     stage_class = _stage_class(model_class, cut, config)
-    model, info = stage_class.from_pretrained(model_dir, dtype=dtype, output_loading_info=True)
+    model, info = stage_class.from_pretrained(
+        model_dir, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    # Both would go on with random numbers in their place.
     if lacking := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
         raise ValueError(f"the weights in {model_dir} lack or misfit {lacking[:4]}")
     decoder = _decoder(model)
@@ -193,8 +197,9 @@ def _compact(decoder: Any, cut: Cut) -> Any:
     kept = list(decoder.get_submodule(path))[slice(*cut)]
     for index, layer in enumerate(kept):
         for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+            for name in _LAYER_NUMBERS:
+                if isinstance(getattr(module, name, None), int):
+                    setattr(module, name, index)
     _replace(decoder, path, nn.ModuleList(kept))
     text.num_hidden_layers = len(kept)
     # Whatever the configuration says of each layer, such as its kind of attention.

@@ -34,7 +34,12 @@ _INNER: Final = {
     "intermediate_size_mlp": 2 * HIDDEN,
     "expert_ffn_hidden_size": HIDDEN,
     "vocab_size": VOCABULARY,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": HEAD_DIM,
 }
+#: Experts are all alike; a layer needs more of them than any token takes, in groups or not.
+_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+MAX_EXPERTS: Final = 32
 _HEADS: Final = ("num_attention_heads", "n_head", "num_heads")
 _KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads")
 _WIDTHS: Final = {
@@ -49,6 +54,8 @@ _WIDTHS: Final = {
     "q_lora_rank": 2 * HEAD_DIM,
     "kv_lora_rank": 2 * HEAD_DIM,
 }
+#: What names no width, though its number may be the same as one.
+_NO_WIDTHS: Final = ("position", "seq", "vocab", "token", "window", "context")
 #: Tight values for what is set; None and 0 mean there is none. So are all sizes of windows.
 _TIGHT: Final = {
     "attention_chunk_size": WINDOW,
@@ -91,8 +98,9 @@ def _narrow(text: Any) -> None:
     hidden = text.hidden_size
     head_dim = getattr(text, "head_dim", None) or hidden // heads
     _small_inside(text)
-    for name in [name for name in vars(text) if vars(text)[name] == hidden]:
-        setattr(text, name, HIDDEN)
+    for name, value in list(vars(text).items()):
+        if value == hidden and not any(other in name for other in _NO_WIDTHS):
+            setattr(text, name, HIDDEN)
     _set(text, dict.fromkeys(_HEADS, NUM_HEADS))
     _set(text, dict.fromkeys(_KEY_HEADS, _fewer(key_heads, heads)))
     _set(text, _WIDTHS)
@@ -111,6 +119,9 @@ def _narrow_keeping_heads(text: Any) -> None:
 
 def _small_inside(text: Any) -> None:
     _set(text, _INNER)
+    experts = _first(text, _EXPERTS)
+    if isinstance(experts, int) and experts > MAX_EXPERTS:
+        _set(text, dict.fromkeys(_EXPERTS, MAX_EXPERTS))
 
 
 #: Ways to make a configuration thin, the thinnest first.
@@ -146,8 +157,9 @@ def ropes(text: Any) -> Iterator[dict[str, Any]]:
 def _set(text: Any, values: dict[str, Any]) -> None:
     for name, value in values.items():
         is_computed = isinstance(getattr(type(text), name, None), property)
-        if not is_computed and getattr(text, name, None):
-            setattr(text, name, value)
+        if not is_computed and (old := getattr(text, name, None)):
+            # Some families say it for each layer.
+            setattr(text, name, [value] * len(old) if isinstance(old, list) else value)
 
 
 def _first(text: Any, names: tuple[str, ...]) -> int:
