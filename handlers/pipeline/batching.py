@@ -2,7 +2,7 @@
 
 Rows are read from the cache in place when their slots lie at equal distances; others are copied
 for every layer. So a decode step takes a run of neighbouring slots where it can, and computes a
-few slots in gaps for nothing. It always takes the sequence that waited longest.
+few slots in gaps for nothing.
 """
 
 from __future__ import annotations
@@ -36,15 +36,22 @@ def share(sequence: Sequence, num_tokens: int) -> Share:
     return Share(sequence.slot, sequence, num_tokens, num_tokens == sequence.num_missing)
 
 
-def run_of(ready: Iterable[Sequence], count: int) -> list[Sequence]:
-    """``count`` sequences whose slots lie close, the one that waited longest among them."""
-    by_slot = sorted(ready, key=slot_of)
-    if len(by_slot) <= count:
-        return by_slot
-    first = min(range(len(by_slot)), key=lambda index: by_slot[index].last_issue)
-    starts = range(max(0, first - count + 1), min(first, len(by_slot) - count) + 1)
-    start = min(starts, key=lambda at: slot_of(by_slot[at + count - 1]) - slot_of(by_slot[at]))
-    return by_slot[start : start + count]
+def lane_of(decoding: Iterable[Sequence], lanes: int, oldest_issue: int) -> list[Sequence]:
+    """Those of one lane that are ready: of the fullest, or of one that has waited too long.
+
+    The lanes are the slots in their order, cut into equal parts: so rows lie together, and after
+    a change of who decodes they do so again within a cycle. ``oldest_issue``: who was in a step
+    before that goes first.
+    """
+    by_slot = sorted(decoding, key=slot_of)
+    cuts = [len(by_slot) * lane // lanes for lane in range(lanes + 1)]
+    parts = [by_slot[start:end] for start, end in pairwise(cuts)]
+    ready = [[each for each in part if each.num_missing] for part in parts]
+
+    def urgency(part: list[Sequence]) -> tuple[bool, int]:
+        return any(each.last_issue < oldest_issue for each in part), len(part)
+
+    return max(ready, key=urgency)
 
 
 def decode(chosen: list[Sequence], *, is_in_place: bool) -> list[Share]:
@@ -53,7 +60,7 @@ def decode(chosen: list[Sequence], *, is_in_place: bool) -> list[Share]:
     slots = sorted(shares)
     span = range(slots[0], slots[-1] + 1)
     is_even = len({b - a for a, b in pairwise(slots)}) <= 1
-    if not is_in_place or is_even or len(span) - len(slots) > 1 + len(slots) // 4:
+    if not is_in_place or is_even or len(span) - len(slots) > 1 + len(slots) // 8:
         return [shares[slot] for slot in slots]
     return [shares.get(slot, Share(slot)) for slot in span]
 

@@ -1,13 +1,13 @@
 """Decides how many decode steps are in flight at once: the *lanes*.
 
-With M lanes, D rows that decode make steps of r = ceil(D / M) rows. If stage i takes t_i(r) for
+With M lanes, D rows that decode make steps of about r = D / M rows. If stage i takes t_i(r) for
 one, every row gets a token once in
 
     max(M * max_i t_i(r), sum_i t_i(r) + links)
 
-seconds: the slowest stage works without a break, or a step's way through all of them and back
-takes longer. More lanes keep more stages at work; fewer read the weights less often. The number
-with the shortest cycle is taken, and of those that differ by little the least.
+seconds: either the slowest stage works without a break, or a step's way through all of them and
+back takes longer. More lanes keep more stages at work; fewer read the weights less often. The
+number with the shortest cycle is taken, and of those that differ by little the least.
 
 Where stages share cores or memory, t_i depends on M as well, so times are kept by M, and numbers
 next to the best are tried: for a few steps, and half as often each time nothing comes of it.
@@ -28,7 +28,7 @@ _LANES_PER_STAGE: Final = 8
 _TRIAL_STEPS: Final = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 64, 4096
 #: Steps after which the choice is made anew.
-_CHOICE_STEPS: Final = 16
+_CHOICE_STEPS: Final = 32
 #: How fast the shortest way through the links is forgotten.
 _LINK_WEIGHT: Final = 0.02
 
@@ -94,11 +94,15 @@ class LaneModel:
             self._links_s += _LINK_WEIGHT * (min(seconds, 2 * self._links_s) - self._links_s)
 
     def _cycle_s(self, lanes: int, num_rows: int) -> float | None:
-        seconds = [each.predict(lanes, -(-num_rows // lanes)) for each in self._times]
-        known = [each for each in seconds if each is not None]
-        if len(known) < self._num_stages:
-            return None
-        return max(lanes * max(known), sum(known) + self._links_s)
+        few, num_more = divmod(num_rows, lanes)
+        way_s, slowest_s = self._links_s, 0.0
+        for stage in self._times:
+            less, more = stage.predict(lanes, few), stage.predict(lanes, few + (num_more > 0))
+            if less is None or more is None:
+                return None
+            way_s += more
+            slowest_s = max(slowest_s, num_more * more + (lanes - num_more) * less)
+        return max(slowest_s, way_s)
 
     def _best(self, num_rows: int) -> int:
         default = max(1, min(self._num_stages, num_rows))

@@ -144,8 +144,11 @@ class Schedule:
         else:
             self._slots.admit_alone(alone)
             running = [alone]
-        behind = [each for each in running if self._is_behind(each)]
-        decoding = [each for each in running if not each.is_faulty and not self._is_behind(each)]
+        behind: list[Sequence] = []
+        decoding: list[Sequence] = []
+        for sequence in running:
+            if not sequence.is_faulty:
+                (behind if self._is_behind(sequence) else decoding).append(sequence)
         return self._decode(decoding) or self._prefill(behind, decoding)
 
     def apply(
@@ -202,8 +205,6 @@ class Schedule:
 
     def _is_behind(self, sequence: Sequence) -> bool:
         """Whether a prefill step is next for it."""
-        if sequence.is_faulty:
-            return False
         if self._shape.is_exact:
             return sequence.num_cached < sequence.num_prompt
         return sequence.num_missing > 1
@@ -223,11 +224,11 @@ class Schedule:
     def _decode(self, decoding: list[Sequence]) -> Step | None:
         """A decode step, unless all lanes are in flight or nobody is ready."""
         num_in_flight = sum(flight.is_decode for flight in self._flights.values())
-        while ready := [each for each in decoding if each.num_missing]:
+        while any(each.num_missing for each in decoding):
             lanes = self._lanes.choose(len(decoding))
             if not self._shape.is_exact and num_in_flight >= lanes:
                 return None
-            chosen = self._chosen(ready, -(-len(decoding) // lanes))
+            chosen = self._chosen(decoding, lanes)
             if kept := self._slots.grow(chosen):
                 self._num_lanes = lanes
                 return self._send(self._decode_shares(kept), is_decode=True)
@@ -236,9 +237,11 @@ class Schedule:
             decoding = [each for each in decoding if each.slot is not None]
         return None
 
-    def _chosen(self, ready: list[Sequence], count: int) -> list[Sequence]:
+    def _chosen(self, decoding: list[Sequence], lanes: int) -> list[Sequence]:
         if not self._shape.is_exact:
-            return batching.run_of(ready, count)
+            # In a cycle there are as many steps as lanes, and as many of prefill at most.
+            return batching.lane_of(decoding, lanes, self._num_issued - 4 * lanes)
+        ready = [each for each in decoding if each.num_missing]
         busy = {
             batching.slot_of(row[0]) // self._group_size
             for flight in self._flights.values()
