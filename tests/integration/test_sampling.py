@@ -179,6 +179,16 @@ def test_logits_of_any_width_are_drawn_from(dtype: torch.dtype) -> None:
     assert draws(LOGITS.to(dtype).expand(3, -1), hows) == draws(LOGITS.expand(3, -1), hows)
 
 
+def test_a_device_without_double_width_has_its_tokens_drawn_on_the_cpu() -> None:
+    # The meta device computes nothing at all.
+    sampler = Sampler(6, "meta")
+    sampler.open(Open(0, Sampling(1.0, seed=1), ()))
+
+    found = sampler.draw(LOGITS[None], [Row(0, 0, 1, is_drawn=True)])
+
+    assert found == draws(LOGITS[None], [Sampling(1.0, seed=1)])
+
+
 def test_logits_are_not_changed() -> None:
     logits = torch.randn(2, 50)
     before = logits.clone()

@@ -67,7 +67,7 @@ def hows(**fields: Any) -> list[Sampling]:
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_answers_match_their_expression(expression: str, tokenizer: Any) -> None:
     for seed, how in enumerate(hows(regex=expression)):
-        found = answer(how, random_logits(VOCABULARY, seed), 60, tokenizer=tokenizer)
+        found = answer(how, random_logits(VOCABULARY, seed), 60, tokenizer=tokenizer, end=EOS)
 
         assert re.fullmatch(expression, text_of(found, tokenizer))
 

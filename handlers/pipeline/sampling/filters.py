@@ -62,6 +62,11 @@ class Shapes:
         parts = (self.peaks[where], self.keys[where], self.numbers[where])
         return Shapes(hows, self.vocabulary_size, *parts)
 
+    def span(self, start: int, end: int) -> Shapes:
+        """Rows that follow each other."""
+        parts = (each[start:end] for each in (self.peaks, self.keys, self.numbers))
+        return Shapes(self.hows[start:end], self.vocabulary_size, *parts)
+
     @property
     def temperatures(self) -> Tensor:
         return self.numbers[:, 0]
@@ -97,6 +102,14 @@ class Shapes:
 
 def from_all(logits: Tensor, shapes: Shapes) -> Tensor:
     """Each row's threshold, float64 [rows]; ``logits`` is float32 [rows, vocabulary]."""
+    parts = [
+        _from_all(logits[start:end], shapes.span(start, end))
+        for start, end in weights.spans(logits)
+    ]
+    return torch.cat(parts)
+
+
+def _from_all(logits: Tensor, shapes: Shapes) -> Tensor:
     top_k = shapes.numbers[:, 1].to(torch.int64)
     kth = _none(shapes)
     if shapes.most:

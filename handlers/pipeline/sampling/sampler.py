@@ -10,6 +10,7 @@ back in one transfer. Steps of greedy rows cost one ``argmax``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,8 @@ from handlers.pipeline.sampling.adjustments import Adjustments
 from handlers.pipeline.sampling.filters import Shapes
 from handlers.pipeline.sampling.grammar import Grammars, Matcher
 from handlers.pipeline.step import Draw, Open, Row, Sampling
+
+logger = logging.getLogger(__name__)
 
 NOT_FINITE: Final = "the model's logits are not finite"
 NONE_LEFT: Final = "no token is left: all that are allowed have no likelihood"
@@ -77,7 +80,7 @@ class Sampler:
             eos_token_ids: what ends a constrained answer; empty for the tokenizer's own.
         """
         self._vocabulary_size = vocabulary_size
-        self._device = torch.device(device)
+        self._device = _with_float64(torch.device(device))
         self._slots: dict[int, _Slot] = {}
         self._grammars = tokenizer and Grammars(tokenizer, vocabulary_size, eos_token_ids)
 
@@ -98,7 +101,7 @@ class Sampler:
         """The token after each row, which its slot's state then holds.
 
         Args:
-            logits: [rows, vocabulary] of any float type, on the sampler's device; not changed.
+            logits: [rows, vocabulary] of any float type; not changed.
 
         Returns:
             None for rows after which nothing is drawn. A row whose logits are not finite, or
@@ -134,6 +137,7 @@ class Sampler:
     def _draw(
         self, logits: Tensor, rows: Sequence[Row], slots: dict[int, _Slot]
     ) -> dict[int, Draw]:
+        logits = logits.to(self._device)
         # Half-width floats are slow to compare on a CPU, and exact in single width.
         logits = logits.float() if logits.device.type == "cpu" else logits
         tokens = logits.argmax(dim=-1)
@@ -204,6 +208,16 @@ class _Part:
         ]
         logits = choice.rows(self._logits, warm)
         return choice.draw(logits, Shapes.of(hows, logits.shape[-1], peaks, keys))
+
+
+def _with_float64(device: torch.device) -> torch.device:
+    """The device, or the CPU in place of one that cannot compute in double width."""
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).exp().item()
+    except (RuntimeError, TypeError):
+        logger.info("sampling_on_cpu device=%s reason=no_float64", device)
+        return torch.device("cpu")
+    return device
 
 
 def _logprobs(logits: Tensor, tokens: Tensor, slots: dict[int, _Slot]) -> list[Tensor]:

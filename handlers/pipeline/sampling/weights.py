@@ -54,7 +54,19 @@ def total(logits: Tensor, peaks: Tensor, temperatures: Tensor) -> Tensor:
 def blocks(logits: Tensor) -> Iterator[tuple[int, int]]:
     """Ranges of the vocabulary to work on one after the other; they change no result."""
     num_rows, vocabulary_size = logits.shape
-    budget = _CPU_ELEMENTS if logits.device.type == "cpu" else _DEVICE_ELEMENTS
-    width = max(1024, budget // max(1, num_rows))
-    for start in range(0, vocabulary_size, width):
-        yield start, min(start + width, vocabulary_size)
+    return _ranges(vocabulary_size, max(1024, _budget(logits) // max(1, num_rows)))
+
+
+def spans(logits: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of rows to work on one after the other; they change no result."""
+    num_rows, vocabulary_size = logits.shape
+    return _ranges(num_rows, max(1, _budget(logits) // vocabulary_size))
+
+
+def _budget(logits: Tensor) -> int:
+    return _CPU_ELEMENTS if logits.device.type == "cpu" else _DEVICE_ELEMENTS
+
+
+def _ranges(size: int, width: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, size, width):
+        yield start, min(start + width, size)
