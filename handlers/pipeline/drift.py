@@ -99,10 +99,14 @@ class Drift:
             replace(device, costs=device.costs.scaled(ratio))
             for device, ratio in zip(self._devices_at(self._plan.rows), self.ratios, strict=True)
         ]
-        now = max(
+        now = [
             device.costs.seconds_of(cut)
             for device, cut in zip(devices, self._plan.cuts, strict=True)
-        )
+        ]
+        # In any other cut some stage runs at least the layers it has now, so none makes the
+        # slowest faster than the fastest is. Planning takes a while, and steady stages need none.
+        if max(now) <= min(now) * (1 + self._min_gain):
+            return None
         try:
             best = partition.plan(
                 devices,
@@ -115,5 +119,7 @@ class Drift:
         except ValueError:
             # By the profiles nothing fits, but what the stages hold does: leave it.
             return None
-        is_better = best.cuts != self._plan.cuts and now > best.slowest_s * (1 + self._min_gain)
+        is_better = best.cuts != self._plan.cuts and max(now) > best.slowest_s * (
+            1 + self._min_gain
+        )
         return best if is_better else None
