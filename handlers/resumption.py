@@ -27,6 +27,9 @@ NONE: Final = "none"
 #: Every label, best first.
 LABELS: Final = (EXACT, CLOSE, NONE)
 
+#: Engines that compute an answer in the same pieces whenever they do, whatever their YAML says.
+ALWAYS_EXACT: Final = ("transformers",)
+
 #: Engines that cannot go on when one of these fields is set: what they keep beside the tokens (a
 #: grammar's state, how often the answer holds a token) cannot be made again from them.
 CANNOT_GO_ON: Final[Mapping[str, tuple[str, ...]]] = {
@@ -41,7 +44,8 @@ def label(request: Request, config: ModelConfig) -> str:
         return CLOSE
     if fields_in_the_way(request, config):
         return NONE
-    return EXACT if config.resume == "exact" else CLOSE
+    is_exact = config.resume == "exact" or config.engine in ALWAYS_EXACT
+    return EXACT if is_exact else CLOSE
 
 
 def fields_in_the_way(request: GenerationRequest, config: ModelConfig) -> tuple[str, ...]:

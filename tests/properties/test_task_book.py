@@ -54,6 +54,7 @@ class Expected:
     expires_at: float = 0.0
     deadline_at: float | None = None
     result: Any = None
+    resume: str = "close"
 
 
 class Tasks(RuleBasedStateMachine):
@@ -93,7 +94,9 @@ class Tasks(RuleBasedStateMachine):
         return task.state is TaskState.LEASED and task.fence == lease[1]
 
     def lose(self, task: Expected) -> None:
-        task.state = TaskState.FAILED if task.fence >= MAX_ATTEMPTS else TaskState.QUEUED
+        cannot_go_on = task.resume == "none" and bool(task.chunks)
+        is_over = task.fence >= MAX_ATTEMPTS or cannot_go_on
+        task.state = TaskState.FAILED if is_over else TaskState.QUEUED
 
     # -- moves
 
@@ -102,14 +105,15 @@ class Tasks(RuleBasedStateMachine):
         tenant=st.sampled_from(["ann", "bob"]),
         key=st.sampled_from([None, "k"]),
         patience_s=st.sampled_from([None, None, 5.0, 20.0]),
+        resume=st.sampled_from(["close", "none"]),
     )
-    def submit(self, tenant: str, key: str | None, patience_s: float | None) -> str:
+    def submit(self, tenant: str, key: str | None, patience_s: float | None, resume: str) -> str:
         deadline_at = None if patience_s is None else self.clock.now() + patience_s
-        sent = submission(tenant, idempotency_key=key, deadline_at=deadline_at)
+        sent = submission(tenant, idempotency_key=key, deadline_at=deadline_at, resume=resume)
         task, is_new = self.do(self.book.submit(sent))
         assert is_new == (task.id not in self.known)
         assert is_new or key is not None
-        self.known.setdefault(task.id, Expected(deadline_at=deadline_at))
+        self.known.setdefault(task.id, Expected(deadline_at=deadline_at, resume=resume))
         return task.id
 
     @rule(target=leases, limit=st.integers(1, 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from handlers.model_config import ModelConfig, Source
@@ -38,7 +40,7 @@ def config(engine: str = "pipelined", resume: str = "fast") -> ModelConfig:
     [
         ("pipelined", "fast", "close"),
         ("pipelined", "exact", "exact"),
-        ("transformers", "fast", "close"),
+        ("transformers", "fast", "exact"),
         ("vllm", "fast", "close"),
     ],
 )
@@ -48,9 +50,17 @@ def test_a_model_says_what_its_lost_attempts_are_worth(
     assert label(PLAIN, config(engine, resume)) == expected
 
 
-@pytest.mark.parametrize("field", ["json_schema", "regex"])
-def test_a_grammar_whose_state_is_lost_cannot_go_on(field: str) -> None:
-    request = GenerationRequest(prompt="x", **{field: "{}"})
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("json_schema", "{}"),
+        ("regex", "a+"),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", -0.5),
+    ],
+)
+def test_what_an_engine_keeps_beside_the_tokens_cannot_go_on(field: str, value: Any) -> None:
+    request = GenerationRequest(prompt="x", **{field: value})
 
     assert label(request, config("vllm")) == "none"
     assert fields_in_the_way(request, config("vllm")) == (field,)
