@@ -110,7 +110,7 @@ class _Watch:
 
 
 def _stage_seconds() -> tuple[float, list[float]]:
-    """The stages are this process's children; with one thread each they are busy or asleep."""
+    """The stages are this process's only children; with one thread each they work or sleep."""
     times = [child.cpu_times() for child in psutil.Process().children()]
     return time.perf_counter(), [each.user + each.system for each in times]
 

@@ -55,6 +55,7 @@ def _efficiency(got: Outcome, one_rank: Outcome) -> float:
 
 
 def _bubble(got: Outcome) -> float:
+    """Share of the stages' time, start of decoding to its end, in which they had no processor."""
     return 1.0 - fmean(got.stage_busy)
 
 

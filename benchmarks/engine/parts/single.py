@@ -16,6 +16,7 @@ COLUMNS = (
 
 
 def run(bench: Bench, dtype: str) -> None:
+    bench.patience.wait()
     machine = limits.measure_cpu(bench.num_threads, dtype)
     _tell_limits(bench, dtype, machine)
     most = max(bench.sizes.batches)
