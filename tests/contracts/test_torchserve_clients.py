@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from handlers.wire import Chunk, Failure, Finish
+from handlers.wire import Chunk, Failure, Finish, TokenLogprob
 from scheduler.clock import SystemClock
 from scheduler.errors import Unavailable
 from scheduler.testing.torchserve import FakeTorchServe
@@ -172,6 +172,16 @@ async def test_a_generation_that_has_all_its_tokens_only_finishes(ready: Served)
     frames = await ready.collect({"prompt": "x", "max_new_tokens": 2, "generated": [0, 1]})
 
     assert frames == [Finish("length", 1, 2)]
+
+
+async def test_several_answers_go_on_each_from_its_own_tokens(ready: Served) -> None:
+    several = {"n": 2, "generated": [[0], [0, 1]], "logprobs": 1}
+    frames = await ready.collect({"prompt": "x", "max_new_tokens": 3, **several})
+
+    numbers = [(1, 0), (2, 0), (2, 1)]
+    likely = {number: (TokenLogprob(-0.5, ((number, -0.5),)),) for number in (1, 2)}
+    chunks = [Chunk((number,), f"{number} ", index, likely[number]) for number, index in numbers]
+    assert frames == [*chunks, Finish("length", 1, 6, ("length", "length"))]
 
 
 async def test_what_the_handler_refuses_is_a_failure(ready: Served) -> None:

@@ -30,7 +30,7 @@ class CountingHandler:
                 body = row.get("body") or row.get("data")
                 document = body if isinstance(body, dict) else json.loads(bytes(body))
                 self.documents[request_id] = document
-                self.positions[request_id] = len(document.get("generated", []))
+                self.positions[request_id] = min(starts(document))
         steps = [self.step(request_id, index, context) for index, request_id in enumerate(ids)]
         context.stopping_criteria = [lambda _, last=last: last for _, last in steps]
         return [answer for answer, _ in steps]
@@ -44,11 +44,33 @@ class CountingHandler:
         if document["prompt"] == "refuse":
             context.set_response_status(422, "Unprocessable Entity", index)
             return json.dumps({"status": 422, "message": "not this", "field": "prompt"}), None
-        num_given = len(document.get("generated", []))
-        if document["prompt"] == "die" and not num_given and position == 3:
+        known, end = starts(document), document["max_new_tokens"]
+        if document["prompt"] == "die" and not any(known) and position == 3:
             os._exit(1)
         self.positions[request_id] = position + 1
-        if position < document["max_new_tokens"]:
-            return json.dumps({"token_ids": [position], "text": f"{position} "}) + "\n", False
-        finish = {"reason": "length", "num_prompt_tokens": 1, "num_output_tokens": position}
-        return json.dumps(finish) + "\n", None if position == num_given else True
+        if position < end:
+            going_on = [index for index, start in enumerate(known) if start <= position]
+            return "".join(line(document, position, index) for index in going_on), False
+        num_tokens = sum(max(start, end) for start in known)
+        finish = {"reason": "length", "num_prompt_tokens": 1, "num_output_tokens": num_tokens}
+        if len(known) > 1:
+            finish["reasons"] = ["length"] * len(known)
+        return json.dumps(finish) + "\n", None if position == min(known) else True
+
+
+def starts(document):
+    """How many tokens each answer has already."""
+    given, num_answers = document.get("generated", []), document.get("n", 1)
+    if num_answers == 1:
+        return [len(given)]
+    return [len(answer) for answer in given or [[]] * num_answers]
+
+
+def line(document, position, index):
+    """The next number of an answer."""
+    chunk = {"token_ids": [position], "text": f"{position} "}
+    if index:
+        chunk["index"] = index
+    if "logprobs" in document:
+        chunk["logprobs"] = [{"logprob": -0.5, "top": [[position, -0.5]]}]
+    return json.dumps(chunk) + "\n"
