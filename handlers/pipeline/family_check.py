@@ -21,22 +21,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from handlers.pipeline import surgery
 from handlers.pipeline.partition import Cut
 from handlers.pipeline.stage import Stage
 from handlers.pipeline.step import BLOCK, Row, Step
-from handlers.pipeline.thin_config import LENGTH_DEPENDENT, RECIPES, ropes, thin_config
+from handlers.pipeline.thin_config import LENGTH_DEPENDENT, ropes
+from handlers.pipeline.thin_model import NotThin, brief, write_thin
 
 logger = logging.getLogger(__name__)
 
 #: What can be done about a refusal; the end of each message.
 ADVICE: Final = "set engine: transformers, which runs it as one stage"
-#: Most parameters of a thin copy; what is larger was not made thin.
-MAX_PARAMETERS: Final = 60_000_000
 #: Largest difference of two logits, as a share of their spread. Float32 stays below a
 #: hundredth of it; a layer that is told something wrong changes logits by their spread.
 TOLERANCE: Final = 2e-3
@@ -59,18 +57,20 @@ def check(model_dir: Path, cuts: Sequence[Cut], max_context: int) -> None:
     Raises:
         ValueError: they do not, or it cannot be told; says why and what to do.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = AutoConfig.from_pretrained(model_dir)
     _refuse_by_config(config, max_context)
     with tempfile.TemporaryDirectory(prefix="plait-family-") as folder:
-        expected = _write_thin(config, Path(folder))
+        try:
+            expected = write_thin(config, AutoModelForCausalLM, Path(folder), _run_whole)
+        except NotThin as error:
+            raise _refusal(config, f"no small copy can be made to try it with ({error})") from error
         try:
             given = _run_stages(Path(folder), cuts)
         except Exception as error:
             logger.info("family_refused", exc_info=True)
             reason = (
                 "given positions, masks and keys and values as stages keep them, it fails "
-                f"({_brief(error)})"
+                f"({brief(error)})"
             )
             raise _refusal(config, reason) from error
     for place, logits in given.items():
@@ -115,54 +115,6 @@ def _refuse_by_config(config: Any, max_context: int) -> None:
 
 def _refusal(config: Any, reason: str) -> ValueError:
     return ValueError(f"{config.model_type} models cannot be cut into stages: {reason}; {ADVICE}")
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:200]
-
-
-def _write_thin(config: Any, folder: Path) -> dict[tuple[int, int], Tensor]:
-    """Write a thin copy that runs; returns its logits by sequence and token."""
-    failure: Exception | None = None
-    for recipe in RECIPES:
-        try:
-            model = _random_model(thin_config(config, recipe))
-            expected = _run_whole(model)
-            model.save_pretrained(folder)
-        except Exception as error:  # noqa: BLE001  # it may be anything; the next is tried
-            failure = failure or error
-        else:
-            return expected
-    assert failure is not None
-    reason = f"no small copy of it can be made to try it with ({_brief(failure)})"
-    raise _refusal(config, reason) from failure
-
-
-def _random_model(config: Any) -> Any:
-    build = AutoModelForCausalLM.from_config
-    with torch.device("meta"):
-        shape = build(config)  # type: ignore[no-untyped-call]  # upstream
-    if (size := sum(p.numel() for p in shape.parameters())) > MAX_PARAMETERS:
-        raise ValueError(f"it would have {size} parameters")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    _randomise(model)
-    return model.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _randomise(model: nn.Module) -> None:
-    """Weights that carry signals through any number of layers, so that every one is heard."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-        else:
-            # Norms rest at 0 in some models and at 1 in others.
-            parameter.add_(noise.clamp(-2, 2) * 0.2)
 
 
 def _sequences() -> list[list[int]]:

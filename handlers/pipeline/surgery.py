@@ -109,7 +109,7 @@ def build(
     if lacking := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
         raise ValueError(f"the weights in {model_dir} lack or misfit {lacking[:4]}")
     decoder = _decoder(model)
-    stage_config = _compact(decoder, cut)
+    stage_config = compact(decoder, cut)
     if is_last:
         model.set_output_embeddings(LastTokens(model.get_output_embeddings()))
     model.eval().requires_grad_(False).to(device)
@@ -127,7 +127,7 @@ def _stage_class(model_class: Any, cut: Cut, config: Any) -> Any:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
         decoder = _decoder(self)
-        layers = decoder.get_submodule(_layers_path(decoder, num_layers))
+        layers = decoder.get_submodule(layers_path(decoder, num_layers))
         is_first, is_last = cut[0] == 0, cut[1] == num_layers
         for index in set(range(num_layers)) - set(range(*cut)):
             layers[index] = Skip()
@@ -160,7 +160,7 @@ def _leave_out_inputs(decoder: Any, keep_embedding: bool) -> None:
     embedding = decoder.get_input_embeddings()
     if not keep_embedding:
         path = next(name for name, module in decoder.named_modules() if module is embedding)
-        _replace(decoder, path, Skip())
+        replace(decoder, path, Skip())
     for name, _ in list(decoder.named_children()):
         if name in _POSITION_TABLES:
             setattr(decoder, name, Zero())
@@ -188,19 +188,19 @@ def _output_modules(decoder: Any) -> list[str]:
     ]
 
 
-def _compact(decoder: Any, cut: Cut) -> Any:
+def compact(decoder: Any, cut: Cut) -> Any:
     """Move the stage's layers together; returns the configuration cut to them."""
     config = copy.deepcopy(decoder.config)
     text = config.get_text_config(decoder=True)
     num_layers = text.num_hidden_layers
-    path = _layers_path(decoder, num_layers)
+    path = layers_path(decoder, num_layers)
     kept = list(decoder.get_submodule(path))[slice(*cut)]
     for index, layer in enumerate(kept):
         for module in layer.modules():
             for name in _LAYER_NUMBERS:
                 if isinstance(getattr(module, name, None), int):
                     setattr(module, name, index)
-    _replace(decoder, path, nn.ModuleList(kept))
+    replace(decoder, path, nn.ModuleList(kept))
     text.num_hidden_layers = len(kept)
     # Whatever the configuration says of each layer, such as its kind of attention.
     for name, value in list(vars(text).items()):
@@ -245,17 +245,17 @@ def _probe(stage: StageModel) -> Tensor:
 def _without_layers(stage: StageModel, given: Tensor) -> Tensor:
     """What the decoder makes of hidden states when its layers and final norm do nothing."""
     decoder, text = stage.decoder, stage.config.get_text_config(decoder=True)
-    path = _layers_path(decoder, text.num_hidden_layers)
+    path = layers_path(decoder, text.num_hidden_layers)
     layers = decoder.get_submodule(path)
     norms = {name: getattr(decoder, name) for name in _output_modules(decoder)}
     positions = torch.arange(given.shape[1], device=given.device)[None]
     try:
-        _replace(decoder, path, nn.ModuleList())
+        replace(decoder, path, nn.ModuleList())
         for name in norms:
             setattr(decoder, name, Skip())
         returned = decoder(inputs_embeds=given, position_ids=positions, use_cache=False)
     finally:
-        _replace(decoder, path, layers)
+        replace(decoder, path, layers)
         for name, norm in norms.items():
             setattr(decoder, name, norm)
     hidden: Tensor = returned.last_hidden_state
@@ -266,7 +266,7 @@ def _decoder(model: Any) -> Any:
     return model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
 
 
-def _layers_path(decoder: Any, num_layers: int) -> str:
+def layers_path(decoder: Any, num_layers: int) -> str:
     """The outermost list that is as long as the decoder is deep."""
     paths = [
         str(name)
@@ -278,6 +278,6 @@ def _layers_path(decoder: Any, num_layers: int) -> str:
     return min(paths, key=lambda path: (path.count("."), path not in _LAYER_LISTS))
 
 
-def _replace(root: Any, path: str, module: nn.Module) -> None:
+def replace(root: Any, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(root.get_submodule(parent), name, module)
