@@ -20,6 +20,8 @@ from handlers.pipeline.sampling.filters import Shapes
 
 #: How many of the highest logits are looked at on the CPU before all of them are.
 HEAD: Final = 1024
+#: How many more than top-k are looked at: half-width logits often tie.
+MARGIN: Final = 64
 
 
 def draw(logits: Tensor, shapes: Shapes) -> Tensor:
@@ -61,7 +63,7 @@ def draw_from_all(logits: Tensor, shapes: Shapes, thresholds: Tensor) -> Tensor:
 
 def _from_heads(logits: Tensor, shapes: Shapes) -> Tensor:
     """The token of each row, looking no further down than has to be; for the CPU."""
-    size = max(HEAD, shapes.most + 1)
+    size = shapes.most + MARGIN if shapes.are_cut else max(HEAD, shapes.most + MARGIN)
     head = logits.topk(min(size, shapes.vocabulary_size), dim=-1)
     thresholds, is_known = filters.from_head(logits, shapes, head.values)
     tokens = _from_head(shapes, head.values, head.indices, thresholds)

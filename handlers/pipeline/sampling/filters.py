@@ -78,6 +78,11 @@ class Shapes:
         return max((count for count in counts if count < self.vocabulary_size), default=0)
 
     @property
+    def are_cut(self) -> bool:
+        """Whether every row has a top-k."""
+        return all(_top_k(how, self.vocabulary_size) < self.vocabulary_size for how in self.hows)
+
+    @property
     def is_filtered(self) -> list[bool]:
         """For each row, whether tokens may be left out."""
         whole = self.vocabulary_size
@@ -150,7 +155,7 @@ def _nucleus(logits: Tensor, shapes: Shapes, head: Tensor, kth: Tensor) -> Tenso
     weight.masked_fill_(head < kth[:, None], 0)
     sums = weight.cumsum(dim=-1)
     whole = sums[:, -1]
-    if not all(0 < how.top_k < shapes.vocabulary_size for how in shapes.hows):
+    if not shapes.are_cut:
         of_all = weights.total(logits, shapes.peaks, shapes.temperatures)
         whole = whole.where(kth > -math.inf, of_all)
     place = (sums < _share(shapes, whole)[:, None]).sum(dim=-1).clamp(max=head.shape[-1] - 1)
