@@ -29,5 +29,10 @@ def read_status(folder: Path) -> str:
         return ""
 
 
+def forget_status(folder: Path) -> None:
+    """Take away what an earlier worker left in the folder, before a new one is started from it."""
+    (folder / STATUS_FILE).unlink(missing_ok=True)
+
+
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not JSON, and would not be for any reader of ours")

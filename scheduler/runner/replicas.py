@@ -23,7 +23,7 @@ from handlers.model_config import ModelConfig
 from scheduler.clock import Clock
 from scheduler.errors import Unavailable
 from scheduler.rpc import plait_pb2 as pb
-from scheduler.runner.engine_status import read_status
+from scheduler.runner.engine_status import forget_status, read_status
 from scheduler.runner.reconcile import Action, State, Verdict, Wanted, decide
 from scheduler.torchserve.archive import ArchiveError, build_replica, parse_replica_name
 from scheduler.torchserve.management import Description, Management, ManagementError
@@ -285,6 +285,7 @@ class Replicas:
             folder = await asyncio.to_thread(
                 build_replica, config, self._store, parsed[1], wanted.device_ids
             )
+            await asyncio.to_thread(forget_status, folder)
             await self._management.register(wanted.name, folder.name)
         except (ArchiveError, ManagementError, Unavailable, OSError, ValueError) as error:
             self._failed(status, error)

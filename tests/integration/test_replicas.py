@@ -113,6 +113,17 @@ async def test_what_its_engine_writes_is_reported_as_long_as_it_is_whole(kept: K
     assert told == ['{"epoch":1}', "", '{"epoch":2}']
 
 
+async def test_what_an_earlier_worker_wrote_is_not_told_of_a_new_one(kept: Kept) -> None:
+    folder = build(config(), kept.torchserve.store, 0, ())
+    (folder / "engine_status.json").write_text('{"epoch": 1}')
+
+    kept.want(NAME)
+    found = await kept.until(STATES.READY)
+
+    assert found is not None
+    assert found.engine_json == ""
+
+
 async def test_each_change_is_told_at_once(kept: Kept) -> None:
     kept.want(NAME)
     await kept.until(STATES.READY)
