@@ -17,6 +17,8 @@ from handlers.wire import (
     join,
     parse_generation,
 )
+from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc.logprobs import from_messages, to_messages
 
 TOKENS = st.integers(0, 2**31 - 1)
 TOKEN_LISTS = st.lists(TOKENS, max_size=4).map(tuple)
@@ -90,6 +92,13 @@ def test_a_finish_is_the_same_after_its_line(
     finish = Finish(reason, *counts, reasons)
 
     assert decode_frame(encode_frame(finish)) == finish
+
+
+@given(chunk=chunks())
+def test_log_probabilities_are_the_same_after_their_messages(chunk: Chunk) -> None:
+    sent = [message.SerializeToString() for message in to_messages(chunk.logprobs)]
+
+    assert from_messages(map(pb.TokenLogprob.FromString, sent)) == chunk.logprobs
 
 
 @given(first=chunks(), then=chunks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,7 +71,12 @@ def test_a_classification_costs_its_texts() -> None:
 
 
 def test_a_submission_says_what_a_lost_attempt_is_worth() -> None:
-    assert decided(GenerationRequest(prompt="p"), 10).resume == "close"
+    elsewhere = replace(config(), engine="vllm")
+    request = GenerationRequest(prompt="p", regex="a+", seed=1)
+
+    there = decide(request, elsewhere, Count((10,), True), Options(), tenant="t", seed=7, now=0.0)
+
+    assert (decided(request, 10).resume, there.resume) == ("close", "none")
 
 
 def test_a_generation_costs_its_prompt_and_twice_its_new_tokens() -> None:
