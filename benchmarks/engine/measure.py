@@ -91,5 +91,5 @@ def sample(host: Host, jobs: Sequence[Job], patience: Patience) -> Sample:
 
 
 def warm_up(jobs: Sequence[Job]) -> list[Job]:
-    """The same prompts and a few tokens."""
-    return [Job(job.prompt, min(job.num_tokens, 4)) for job in jobs if not job.after_tokens]
+    """The same prompts and the first tokens."""
+    return [Job(job.prompt, min(job.num_tokens, 2)) for job in jobs if not job.after_tokens]

@@ -8,7 +8,8 @@ of the others'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from benchmarks.engine.bench import Bench
 from benchmarks.engine.contenders.base import Job
@@ -26,43 +27,77 @@ COLUMNS = (
     "way", "processes x threads", "decode tok/s", "plait in two to it", "end to end tok/s",
     "noise", "spread", "same tokens",
 )  # fmt: skip
-#: Label: (contender, whether it is cut into stages, whether it has no cache).
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    contender: str
+    #: Over several processes of one thread, not one of several.
+    is_cut: bool = False
+    #: Has no cache.
+    recomputes: bool = False
+    #: Needs prompts of one length.
+    wants_equal: bool = False
+
+
+OURS, REFERENCE = "plait, two ranks", "generate"
+PIPPY, NAIVE = "prepare_pippy, recomputing", "naive: gRPC a layer"
 WAYS = {
-    "plait, two ranks": ("plait", True, False),
-    "plait, one rank": ("plait", False, False),
-    "generate": ("generate", False, False),
-    "generate_batch": ("generate_batch", False, False),
-    "transformers' pipeline": ("native", True, False),
-    "prepare_pippy, recomputing": ("pippy", True, True),
-    "naive: gRPC a layer": ("naive", True, True),
+    OURS: Way("plait", is_cut=True),
+    "plait, one rank": Way("plait"),
+    REFERENCE: Way("generate"),
+    "generate_batch": Way("generate_batch"),
+    "transformers' pipeline": Way("native", is_cut=True, wants_equal=True),
+    PIPPY: Way("pippy", is_cut=True, recomputes=True),
+    NAIVE: Way("naive", is_cut=True, recomputes=True),
 }
-OURS, REFERENCE, NATIVE, NAIVE = (
-    "plait, two ranks",
-    "generate",
-    "transformers' pipeline",
-    "naive: gRPC a layer",
-)
+MAIN_WAYS = [label for label in WAYS if label != PIPPY]
+#: Repetitions of the ways without a cache, which take long and vary little.
+ROUNDS_RECOMPUTING = 2
 
 
-def run(bench: Bench, dtype: str, ways: Sequence[str] = tuple(WAYS)) -> None:
+def run(bench: Bench, dtype: str, labels: Iterable[str] = WAYS) -> None:
     batch = bench.sizes.main_batch
     wanted = {}
-    for label in ways:
-        name, is_cut, _ = WAYS[label]
-        more = {"num_threads": 1, "num_stages": NUM_STAGES} if is_cut else {}
-        wanted[label] = (name, bench.settings(dtype, max_batch=batch, **more))
+    for label in labels:
+        more = {"num_threads": 1, "num_stages": NUM_STAGES} if WAYS[label].is_cut else {}
+        settings = bench.settings(dtype, max_batch=batch, **more)
+        wanted[label] = (WAYS[label].contender, settings)
     with bench.hosts(wanted) as hosts:
-        jobs = bench.jobs(batch, dtype)
-        expected = hosts[REFERENCE].run(jobs).tokens
-        equal = _equal_jobs(bench, dtype, batch)
-        expected_equal = hosts[REFERENCE].run(equal).tokens if NATIVE in ways else expected
-        late = _half_way(jobs, expected)
-        entries, truth = _entries(hosts, jobs, equal, late, expected, expected_equal)
-        fast = {label: each for label, each in entries.items() if not WAYS[label][2]}
+        contests = _contests(bench, dtype, hosts)
+        fast = {label: each.entry for label, each in contests.items() if not each.recomputes}
+        slow = {label: each.entry for label, each in contests.items() if each.recomputes}
         outcomes = bench.contest(fast)
-        slow = {label: each for label, each in entries.items() if WAYS[label][2]}
-        outcomes |= bench.contest(slow, rounds=min(2, bench.rounds))
+        outcomes |= bench.contest(slow, min(ROUNDS_RECOMPUTING, bench.rounds))
+    truth = {label: each.truth for label, each in contests.items()}
     _tell(bench, dtype, outcomes, truth)
+
+
+@dataclass(frozen=True, slots=True)
+class _Contest:
+    """What one way is given, and what it should answer."""
+
+    entry: Entry
+    truth: list[list[int]]
+    recomputes: bool
+
+
+def _contests(bench: Bench, dtype: str, hosts: Mapping[str, Host]) -> dict[str, _Contest]:
+    batch, half = bench.sizes.main_batch, bench.sizes.num_tokens // 2
+    jobs, equal = bench.jobs(batch, dtype), _equal_jobs(bench, dtype, batch)
+    truth = hosts[REFERENCE].run(jobs).tokens
+    equal_truth = hosts[REFERENCE].run(equal).tokens
+    rests = [answer[half:] for answer in truth]
+    halves = _half_way(jobs, truth, half)
+    found: dict[str, _Contest] = {}
+    for label, host in hosts.items():
+        if WAYS[label].recomputes:
+            found[label] = _Contest((host, halves), rests, True)
+        elif WAYS[label].wants_equal:
+            found[label] = _Contest((host, equal), equal_truth, False)
+        else:
+            found[label] = _Contest((host, jobs), truth, False)
+    return found
 
 
 def _equal_jobs(bench: Bench, dtype: str, batch: int) -> list[Job]:
@@ -70,35 +105,12 @@ def _equal_jobs(bench: Bench, dtype: str, batch: int) -> list[Job]:
     return [Job(tuple(prompt), bench.sizes.num_tokens) for prompt in prompts]
 
 
-def _half_way(jobs: Sequence[Job], answers: Sequence[Sequence[int]]) -> list[Job]:
+def _half_way(jobs: Sequence[Job], answers: Sequence[Sequence[int]], half: int) -> list[Job]:
     """The jobs as they stand after half of their tokens."""
-    half = jobs[0].num_tokens // 2
     return [
         Job((*job.prompt, *answer[:half]), NUM_RECOMPUTED)
         for job, answer in zip(jobs, answers, strict=True)
     ]
-
-
-def _entries(
-    hosts: dict[str, Host],
-    jobs: list[Job],
-    equal: list[Job],
-    late: list[Job],
-    expected: list[list[int]],
-    expected_equal: list[list[int]],
-) -> tuple[dict[str, Entry], dict[str, list[list[int]]]]:
-    """What each way is given, and what it should answer."""
-    half = jobs[0].num_tokens // 2
-    entries: dict[str, Entry] = {}
-    truth: dict[str, list[list[int]]] = {}
-    for label, host in hosts.items():
-        if WAYS[label][2]:
-            entries[label], truth[label] = (host, late), [answer[half:] for answer in expected]
-        elif label == NATIVE:
-            entries[label], truth[label] = (host, equal), expected_equal
-        else:
-            entries[label], truth[label] = (host, jobs), expected
-    return entries, truth
 
 
 def _tell(
@@ -107,14 +119,14 @@ def _tell(
     ours = outcomes[OURS].rate
     rows: list[list[object]] = []
     for label, got in outcomes.items():
-        _, is_cut, recomputes = WAYS[label]
+        way = WAYS[label]
         rows.append(
             [
                 label,
-                f"{NUM_STAGES} x 1" if is_cut else f"1 x {bench.num_threads}",
+                f"{NUM_STAGES} x 1" if way.is_cut else f"1 x {bench.num_threads}",
                 rate(got.rate),
                 f"{ours / got.rate:.2f}",
-                "-" if recomputes else rate(got.end_to_end_rate),
+                "-" if way.recomputes else rate(got.end_to_end_rate),
                 percent(got.noise_ratio),
                 percent(got.spread_ratio),
                 bench.equal(f"(c) {label}", dtype, got, truth[label]),

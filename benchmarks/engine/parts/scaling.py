@@ -17,6 +17,7 @@ from handlers.pipeline.bubble import idle_share
 
 NUM_STAGES = 2
 LANES = (1, 2, 4)
+MAIN_LANES = (NUM_STAGES,)
 GOAL_EFFICIENCY, GOAL_BUBBLE_POINTS = 0.9, 5.0
 #: The bubble of as many lanes as equal stages.
 THEORY = idle_share([1.0] * NUM_STAGES, NUM_STAGES)
