@@ -240,3 +240,9 @@ def _excess(devices: Sequence[Device], num_blocks: int) -> float:
     _, memory = _tables(devices, num_blocks)
     shares = [_share(device, devices) for device in devices]
     return balance.least_excess(len(devices[0].costs.layers), len(devices), memory, shares)
+
+
+if __name__ == "__main__":
+    from handlers.pipeline.plan_command import main
+
+    main()
