@@ -292,16 +292,19 @@ def _is_current(target: Path, name: str, config: ModelConfig, files: Mapping[str
     there = {
         path.relative_to(target).as_posix(): path
         for path in target.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and not _is_status(path)
     }
-    # The worker's own, written while it runs.
-    there.pop(STATUS_FILE, None)
     manifest = there.pop(MANIFEST_FILE, None)
     if manifest is None or not _is_our_manifest(manifest.read_bytes(), name, config):
         return False
     return there.keys() == files.keys() and all(
         path.read_bytes() == files[key] for key, path in there.items()
     )
+
+
+def _is_status(path: Path) -> bool:
+    """Whether a worker wrote it while it ran; one that was killed may leave half of it aside."""
+    return path.name.lstrip(".").startswith(STATUS_FILE)
 
 
 def _is_current_archive(

@@ -155,6 +155,7 @@ def test_the_worker_reads_the_options_of_another_engine(tmp_path):
 def test_what_the_engine_tells_of_itself_leaves_a_folder_as_it_is(tmp_path):
     folder = build_replica(config(), tmp_path, 0, ())
     (folder / STATUS_FILE).write_text("{}")
+    (folder / f".{STATUS_FILE}.4711").write_text('{"epoch"')
     before = state(folder)
 
     build_replica(config(), tmp_path, 0, ())
