@@ -88,10 +88,8 @@ class AsyncLLM:
             self._handler.cancel()
 
     def die(self) -> None:
-        """The double's own: what a killed engine process looks like from here."""
+        """The double's own, for any thread: the engine's process is killed."""
         self.is_dead = True
-        for collector in self.open:
-            collector.put(EngineDeadError())
 
     def _request(self, prompt: Any, params: SamplingParams) -> Request:
         token_ids, most = prompt["prompt_token_ids"], self.core.args.max_model_len
@@ -100,12 +98,14 @@ class AsyncLLM:
         return Request(self.core, token_ids, params)
 
     async def _run(self) -> None:
-        while True:
+        while not self.is_dead:
             for _ in range(STEPS_AT_ONCE):
                 for collector in list(self.open):
                     if collector.request.finish_reason is None:
                         collector.put(_advance(collector))
             await asyncio.sleep(0 if self.open else 0.001)
+        for collector in self.open:
+            collector.put(EngineDeadError())
 
 
 def _advance(collector: Collector) -> RequestOutput:
