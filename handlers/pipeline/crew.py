@@ -69,6 +69,8 @@ class Orders:
     #: Whether stages are measured before they are cut.
     is_measured: bool
     startup_timeout_s: float
+    #: Whether a process stands by for the next stage that is lost.
+    has_standby: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Crew:
         self._is_ready = False
         self._slowest_s = 0.0
         self.members: list[Member] = []
+        self._standby = Member(-1)
 
     def __repr__(self) -> str:
         states = " ".join(member.state for member in self.members)
@@ -186,9 +189,10 @@ class Crew:
 
     def close(self) -> None:
         """Stop every stage and wait until it is gone."""
-        for member in self.members:
+        crew = (*self.members, self._standby)
+        for member in crew:
             self._tell(member, {"do": "stop"})
-        for member in self.members:
+        for member in crew:
             member.end()
         self._selector.close()
         for connection in (self._listener, self._woken, self._bell):
@@ -225,12 +229,12 @@ class Crew:
         self._selector.register(channel, selectors.EVENT_READ, first)
 
     def _authenticated(self, hello: Message) -> Member:
-        member = self.members[int(hello["stage"])]
         if not hmac.compare_digest(str(hello["secret"]), self._secret):
             raise ValueError("a connection without our secret")
-        if hello["pid"] != member.pid:
-            raise ValueError(f"process {hello['pid']} is not stage {member.index}'s")
-        return member
+        for member in (*self.members, self._standby):
+            if member.process is not None and member.pid == hello["pid"]:
+                return member
+        raise ValueError(f"process {hello['pid']} is none of ours")
 
     def _read(self, member: Member) -> None:
         channel = member.channel
@@ -238,8 +242,8 @@ class Crew:
             return
         try:
             messages = channel.receive()
-        except Closed as error:
-            self._lose(member, str(error))
+        except Closed:
+            self._lose(member)
             return
         for message in messages:
             self._hear(member, message)
@@ -287,12 +291,15 @@ class Crew:
             self._events.append(Broken(stage, reason))
         self._is_ready = False
 
-    def _lose(self, member: Member, how: str) -> None:
+    def _lose(self, member: Member) -> None:
         """A stage's process is gone, or as good as gone."""
         channel = member.channel
         if channel is not None:
             self._selector.unregister(channel)
-        reason = member.bury(how)
+        reason = member.bury()
+        if member is self._standby:
+            logger.warning("standby_lost reason=%s", reason)
+            return
         logger.warning("stage_lost stage=%d reason=%s", member.index, reason)
         self._end_epoch(member.index, f"stage {member.index} ended: {reason}")
         if member.num_deaths > MAX_DEATHS:
@@ -300,7 +307,18 @@ class Crew:
                 f"stage {member.index} ended {member.num_deaths} times before it was ready; "
                 f"the last time: {reason}"
             )
-        self._spawn(member)
+        self._replace(member)
+
+    def _replace(self, member: Member) -> None:
+        """Give a stage a process again: the one that stands by, or a new one."""
+        channel = self._standby.channel
+        if channel is None:
+            self._spawn(member)
+            return
+        member.take_over(self._standby)
+        self._selector.modify(channel, selectors.EVENT_READ, lambda: self._read(member))
+        logger.info("standby_taken stage=%d pid=%d", member.index, member.pid)
+        self._advance()
 
     def _tell(self, member: Member, message: Mapping[str, Any]) -> None:
         if member.channel is None:
@@ -369,6 +387,7 @@ class Crew:
                 member,
                 {
                     "do": "join",
+                    "stage": member.index,
                     "epoch": self._epoch,
                     "port": self._store.port,
                     "num_stages": len(self.members),
@@ -382,6 +401,8 @@ class Crew:
             member.stand_by()
         logger.info("epoch_formed epoch=%d blocks=%d", self._epoch, self._num_blocks)
         self._events.append(Ready(self._epoch, self._num_blocks))
+        if self._orders.has_standby and self._standby.process is None:
+            self._spawn(self._standby)
 
     def _command_if_idle(self, member: Member, do: str, **facts: Any) -> None:
         if member.doing is not None:
@@ -392,6 +413,7 @@ class Crew:
             "model_dir": orders.model_dir,
             "dtype": orders.dtype,
             "device": orders.devices[member.index],
+            "stage": member.index,
             "kernels": dict(orders.kernels),
             "num_slots": orders.num_slots,
             "max_context": orders.max_context,
@@ -403,12 +425,12 @@ class Crew:
     def _watch(self, now: float) -> None:
         """Ping who is silent; kill who hangs; notice who died before saying hello."""
         limit_s = max(SILENCE_S, SLOWEST_TIMES * self._slowest_s)
-        for member in self.members:
+        for member in (*self.members, self._standby):
             complaint = member.complaint(now, SILENCE_S, limit_s, self._orders.startup_timeout_s)
             if complaint:
                 member.last_words = complaint
                 member.kill()
             if member.channel is None and member.has_ended:
-                self._lose(member, "it ended before it said hello")
+                self._lose(member)
             elif member.wants_ping(now, SILENCE_S / 4):
                 self._tell(member, {"do": "ping"})

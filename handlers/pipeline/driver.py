@@ -97,14 +97,16 @@ class Driver:
             CrewLost: the stages cannot be brought up again; no request can go on.
             Unfit: the model cannot be run as it is configured.
         """
-        self._crew.start()
-        while not self._is_stopping:
-            for event in self._crew.wait(_SLEEP_S):
-                self._take(event)
-            self._obey()
-            self._issue()
-            self._tend()
-        self._crew.close()
+        try:
+            self._crew.start()
+            while not self._is_stopping:
+                for event in self._crew.wait(_SLEEP_S):
+                    self._take(event)
+                self._obey()
+                self._issue()
+                self._tend()
+        finally:
+            self._crew.close()
 
     def _obey(self) -> None:
         while self._schedule is not None and not self._commands.empty():

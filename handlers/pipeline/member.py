@@ -64,15 +64,23 @@ class Member:
     def spawn(self, host: str, port: int, secret: str) -> None:
         """Start a process for this stage. It dies with the calling thread."""
         variables = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
-        command = [sys.executable, "-m", "handlers.pipeline.stage_process"]
         self.process = subprocess.Popen(
-            [*command, host, str(port), str(self.index)],
+            [sys.executable, "-m", "handlers.pipeline.stage_process", host, str(port)],
             env=variables | {SECRET_VARIABLE: secret},
             stdin=subprocess.DEVNULL,
         )
         self._due_since, self._num_due = None, 0
         self.last_words = ""
         self.begin("start", 0.0)
+
+    def take_over(self, standby: Member) -> None:
+        """Go on with the process that another member has started, which has no layers yet."""
+        self.process, self.channel = standby.process, standby.channel
+        self.doing, self.heard_at = standby.doing, standby.heard_at
+        self._began_at, self._pinged_at = standby._began_at, standby._pinged_at
+        self._due_since, self._num_due = None, 0
+        self.last_words = ""
+        standby.process = standby.channel = None
 
     def connected(self, channel: Channel) -> None:
         self.channel, self.doing = channel, None
@@ -143,24 +151,32 @@ class Member:
         if self.process is not None:
             self.process.kill()
 
-    def bury(self, how: str) -> str:
+    def bury(self) -> str:
         """Take leave of an ended process; returns why it ended, as far as is known."""
         assert self.process is not None
         self.process.kill()
-        code = self.process.wait(_STOP_WITHIN_S)
+        ended = self._code()
         if self.channel is not None:
             self.channel.close()
-        self.channel = None
+        self.process = self.channel = None
         self.num_deaths += 1
         self._forget()
-        if self.last_words:
-            return self.last_words
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}, {how}"
+        return self.last_words or ended
+
+    def _code(self) -> str:
+        assert self.process is not None
+        try:
+            code = self.process.wait(_STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:  # held by a driver of a device; it is as good as gone
+            return "not gone yet after it was killed"
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def end(self) -> None:
-        """Wait until the process is gone; it was told to stop."""
+        """Wait until the process is gone; it was told to stop, and can if it is not busy."""
         if self.process is None:
             return
+        if self.doing is not None:
+            self.process.kill()
         try:
             self.process.wait(_STOP_WITHIN_S)
         except subprocess.TimeoutExpired:

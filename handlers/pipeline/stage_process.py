@@ -1,6 +1,6 @@
 """One stage, in a process of its own: does what the driver says, in the order it says it.
 
-    python -m handlers.pipeline.stage_process HOST PORT STAGE
+    python -m handlers.pipeline.stage_process HOST PORT
 
 A thread reads the driver's messages and answers pings, so that a stage at work is told from a
 dead one; the main thread does the rest. A neighbour that is lost breaks the *epoch*: what was on
@@ -47,8 +47,10 @@ class EpochBroken(Exception):
 class StageProcess:
     """What one stage's process holds, from its start to its end."""
 
-    def __init__(self, channel: Channel, host: str, index: int) -> None:
-        self._channel, self._host, self._index = channel, host, index
+    def __init__(self, channel: Channel, host: str) -> None:
+        self._channel, self._host = channel, host
+        #: Which stage this is; a process that stands by has yet to be told.
+        self._index = -1
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._due: deque[tuple[Step, Due | None]] = deque()
         self._settings: Message = {}
@@ -85,7 +87,7 @@ class StageProcess:
                 process.end(f"stage {self._index} lost its driver: {error}")
 
     def _tell(self, did: str, **facts: Any) -> None:
-        self._channel.send({"did": did, "stage": self._index, **facts})
+        self._channel.send({"did": did, **facts})
 
     def _obey(self, *, is_patient: bool) -> None:
         """Take the messages there are; wait for one if there is nothing else to do."""
@@ -117,6 +119,7 @@ class StageProcess:
         self._tell("break", epoch=epoch, reason=reason, is_memory=is_memory)
 
     def _carry_out(self, message: Message) -> None:
+        self._index = message.get("stage", self._index)
         match message["do"]:
             case "step":
                 self._expect(message)
@@ -259,15 +262,15 @@ class StageProcess:
 def main(arguments: list[str]) -> None:
     """Connect to the driver and work for it."""
     process.die_with_parent(is_forked_by_a_lasting_thread=True)
-    host, port, index = arguments[0], int(arguments[1]), int(arguments[2])
+    host, port = arguments[0], int(arguments[1])
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     channel = Channel.connect(host, port)
     secret = os.environ.pop(SECRET_VARIABLE, "")
-    channel.send({"did": "hello", "stage": index, "secret": secret, "pid": os.getpid()})
+    channel.send({"did": "hello", "secret": secret, "pid": os.getpid()})
     try:
-        StageProcess(channel, host, index).run()
+        StageProcess(channel, host).run()
     except Exception as error:  # noqa: BLE001  # whatever it is, `end` logs it
-        process.end(f"stage {index} failed: {type(error).__name__}: {error}")
+        process.end(f"a stage failed: {type(error).__name__}: {error}")
     finally:
         channel.close()
 

@@ -124,13 +124,12 @@ class System:
         raise AssertionError(f"no process runs rank {rank} of {model}")
 
     def stage(self, model: str, index: int) -> psutil.Process:
-        """The process that runs one stage of the model."""
-        for process in self.rank(model, 0).children():
-            with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if "handlers.pipeline.stage_process" in words and words[-1] == str(index):
-                    return process
-        raise AssertionError(f"no process runs stage {index} of {model}")
+        """The process that runs one stage of the model, as the engine's status names it."""
+        for node in self.get("/v1/workers")["nodes"]:
+            for replica in node["replicas"]:
+                if replica["model"] == model and replica.get("engine"):
+                    return psutil.Process(replica["engine"]["stages"][index]["pid"])
+        raise AssertionError(f"no replica of {model} shows its stages")
 
     def part(self, name: str) -> psutil.Process:
         """The control plane ("control") or the runner ("runner")."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ import psutil
 from handlers.engines.base import Engine, Place
 from handlers.lifecycle import start_engine
 from handlers.model_config import ModelConfig, Source
+from handlers.pipeline.watch import STATUS_FILE
 from handlers.wire import BadRequest, Chunk, Failure, Finish, GenerationRequest
 
 #: Stages take seconds to import their libraries, and a minute on a machine with no idle core.
@@ -61,9 +65,9 @@ class Replica:
     """An engine and the requests it was sent."""
 
     def __init__(self, folder: Path, num_stages: int = 1, **fields: Any) -> None:
-        place = Place(folder=fields.pop("status_folder", None))
+        self._folder = Path(tempfile.mkdtemp(prefix="replica"))
         self.config = model_config(folder, num_stages, **fields)
-        self.engine: Engine = start_engine(self.config, place)
+        self.engine: Engine = start_engine(self.config, Place(folder=self._folder))
         self._results: dict[str, Result] = {}
 
     def submit(self, **request: Any) -> str:
@@ -97,17 +101,21 @@ class Replica:
         return [self.result(each) for each in [self.submit(**request) for request in requests]]
 
     def stages(self) -> list[psutil.Process]:
-        """The stages' processes, in their order."""
-        found = {}
-        for process in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-                words = process.cmdline()
-                if "handlers.pipeline.stage_process" in words:
-                    found[int(words[-1])] = process
-        return [found[index] for index in sorted(found)]
+        """The stages' processes, in their order, as the status names them; only living ones."""
+        found = []
+        for stage in self.status()["stages"]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(stage["pid"]))
+        return [each for each in found if each.status() != psutil.STATUS_ZOMBIE]
+
+    def status(self) -> dict[str, Any]:
+        """What the engine shows of itself."""
+        document: dict[str, Any] = json.loads((self._folder / STATUS_FILE).read_text())
+        return document
 
     def close(self) -> None:
         self.engine.close()
+        shutil.rmtree(self._folder)
 
     def _until(self, is_done: Callable[[], bool]) -> None:
         until = time.monotonic() + ANSWER_TIMEOUT_S
