@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.wire import Chunk, Failure, Finish, Frame, join, join
+from handlers.wire import Chunk, Failure, Finish, Frame, join
 
 
 @dataclass(frozen=True, slots=True)
