@@ -23,9 +23,9 @@ from handlers.model_config import ModelConfig
 from handlers.outbox import Outbox
 from handlers.pipeline import process
 from handlers.pipeline.bring_up import make_driver
-from handlers.pipeline.crew import Unfit
 from handlers.pipeline.driver import Cancel, Driver, Start, Stop
 from handlers.pipeline.generation import Completion
+from handlers.pipeline.orders import Unfit
 from handlers.pipeline.sampling import check
 from handlers.pipeline.schedule import Sequence
 from handlers.sources import resolve_source

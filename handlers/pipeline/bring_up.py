@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from handlers.model_config import ModelConfig
-from handlers.pipeline.crew import Crew, Orders
+from handlers.pipeline.crew import Crew
 from handlers.pipeline.driver import Driver, Emit
 from handlers.pipeline.generation import Limits
 from handlers.pipeline.lanes import LaneModel
+from handlers.pipeline.orders import Orders
 from handlers.pipeline.place import Place
 from handlers.pipeline.planning import Planning
 from handlers.pipeline.schedule import Schedule, Shape

@@ -20,8 +20,7 @@ import secrets
 import selectors
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # upstream
@@ -29,6 +28,17 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # upstream
 from handlers.pipeline import step as steps
 from handlers.pipeline.channel import Channel, Closed, Message
 from handlers.pipeline.member import Member
+from handlers.pipeline.orders import (
+    Broken,
+    Budget,
+    CrewLost,
+    Done,
+    Event,
+    Orders,
+    Planner,
+    Ready,
+    Unfit,
+)
 from handlers.pipeline.partition import Cut
 from handlers.pipeline.step import Step
 
@@ -42,70 +52,6 @@ SLOWEST_TIMES: Final = 20.0
 #: How often in a row a stage may end before it is ready.
 MAX_DEATHS: Final = 3
 _TICK_S: Final = 0.25
-
-
-class CrewLost(RuntimeError):
-    """The stages cannot be brought up again; the process has no more use."""
-
-
-class Unfit(ValueError):
-    """The model and its configuration do not fit together; says what to change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What every stage is told when it loads, apart from its layers."""
-
-    model_dir: str
-    dtype: str
-    #: One torch device for each stage.
-    devices: tuple[str, ...]
-    #: Arguments of ``kernels.prepare``.
-    kernels: Mapping[str, Any]
-    num_slots: int
-    max_context: int
-    vocabulary_size: int
-    eos_token_ids: tuple[int, ...]
-    #: Whether stages are measured before they are cut.
-    is_measured: bool
-    startup_timeout_s: float
-    #: Whether a process stands by for the next stage that is lost.
-    has_standby: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """All stages stand connected with empty caches of ``num_blocks`` blocks."""
-
-    epoch: int
-    num_blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """A stage has done a step; the last one tells what it drew."""
-
-    stage: int
-    number: int
-    seconds: float
-    #: JSON values of the draws, None from the other stages.
-    draws: list[Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """The epoch is over: every step in flight and every cache is lost."""
-
-    stage: int
-    reason: str
-
-
-Event = Ready | Done | Broken
-
-#: The layers of each stage, from the stages' profiles (JSON values; None: not measured).
-Planner = Callable[[Sequence[Message | None]], Sequence[Cut]]
-#: How many blocks each stage holds, from what the stages said when they had loaded.
-Budget = Callable[[Sequence[Message]], int]
 
 
 class Crew:

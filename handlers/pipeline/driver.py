@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from handlers.pipeline.crew import Broken, Crew, Done, Event, Ready
+from handlers.pipeline.crew import Crew
 from handlers.pipeline.faults import MAX_FAULTS, Docket
 from handlers.pipeline.generation import Completion
+from handlers.pipeline.orders import Broken, Done, Event, Ready
 from handlers.pipeline.schedule import Schedule, Sequence
 from handlers.pipeline.step import Draw
 from handlers.pipeline.watch import Watch

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from handlers.pipeline.crew import Crew, Done
+from handlers.pipeline.crew import Crew
 from handlers.pipeline.drift import Drift
 from handlers.pipeline.meter import Measured, Meter
+from handlers.pipeline.orders import Done
 from handlers.pipeline.partition import Cut, Plan
 from handlers.pipeline.planning import Planning
 from handlers.pipeline.schedule import Schedule
