@@ -47,7 +47,11 @@ class LaneModel:
     def __init__(self, num_stages: int, fixed: int | None = None) -> None:
         """``fixed``: so many, whatever is observed; None: what the observed times make best."""
         self._num_stages, self._fixed = num_stages, fixed
-        self._times = [RowTimes() for _ in range(num_stages)]
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the stages are others than those observed."""
+        self._times = [RowTimes() for _ in range(self._num_stages)]
         self._links_s = 0.0
         self._num_round_trips = self._num_steps = 0
         self._choices: dict[int, int] = {}

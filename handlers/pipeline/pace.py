@@ -17,7 +17,7 @@ from handlers.pipeline.step import BLOCK
 
 _NARROWEST: Final = 16
 #: What the first steps have beside decoding.
-_FIRST: Final = 64
+_FIRST: Final = 32
 #: A prompt is cut into at most so many chunks for each stage, whatever a fit says of small ones.
 _CHUNKS_PER_STAGE: Final = 4
 
@@ -28,12 +28,17 @@ class Pace:
     def __init__(self, num_stages: int, chunk: int, gap_factor: float) -> None:
         """``chunk``: most tokens of a step. ``gap_factor``: most of a decode cycle it may take."""
         self._chunk, self._gap_factor = chunk, gap_factor
-        self._times = [TokenTimes() for _ in range(num_stages)]
+        self._num_stages = num_stages
         self._budgets = [
             budget
             for budget in (_NARROWEST << power for power in range(chunk.bit_length()))
             if budget < chunk
         ] + [chunk]
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the stages are others than those observed."""
+        self._times = [TokenTimes() for _ in range(self._num_stages)]
 
     def __repr__(self) -> str:
         return f"<Pace {self.predict_s(self._chunk, self._chunk)} s for {self._chunk} tokens>"
@@ -67,11 +72,11 @@ class Pace:
 
     def fill(self, num_tokens: int, start: int) -> int:
         """Tokens for a step while nobody decodes and so many are to be computed in all."""
-        num_stages = len(self._times)
+        num_stages = self._num_stages
         if num_stages == 1:
             return self._chunk
         least = num_tokens / (_CHUNKS_PER_STAGE * num_stages)
-        enough = [each for each in self._budgets if each >= max(least, min(_FIRST, self._chunk))]
+        enough = [each for each in self._budgets if each >= max(least, min(BLOCK, self._chunk))]
         if self.predict_s(1, BLOCK) is None:
             halves = num_tokens / (2 * num_stages)
             return next((each for each in enough if each >= halves), self._chunk)

@@ -80,6 +80,8 @@ class Schedule:
         self._slots = Slots(shape, self._group_size)
         self._flights: dict[int, _Flight] = {}
         self._num_issued = self._num_lanes = self._num_mismatches = 0
+        #: Decode steps since the last prefill step.
+        self._num_decodes = 0
         self._is_parked = False
 
     def __repr__(self) -> str:
@@ -120,7 +122,11 @@ class Schedule:
         )
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait for a slot; it has a token at least and fits the context."""
+        """Let a sequence wait for a slot; also one that was removed, to compute it anew.
+
+        Raises:
+            ValueError: it has no token, or more than a context holds.
+        """
         self._slots.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -149,6 +155,9 @@ class Schedule:
         for sequence in running:
             if not sequence.is_faulty:
                 (behind if self._is_behind(sequence) else decoding).append(sequence)
+        if self._num_decodes > 0 and self._num_decodes >= self._num_lanes:
+            # A round of decode steps went before: nobody's prompt waits for ever.
+            return self._prefill(behind, decoding) or self._decode(decoding)
         return self._decode(decoding) or self._prefill(behind, decoding)
 
     def apply(
@@ -193,6 +202,11 @@ class Schedule:
         self._flights.clear()
         self._slots.reset()
         self._is_parked = False
+
+    def relearn(self) -> None:
+        """The stages were cut anew: what their steps took before says nothing any more."""
+        self._lanes.forget()
+        self._pace.forget()
 
     def park(self) -> None:
         """Issue nothing more until the next reset; results of steps in flight are still taken."""
@@ -257,6 +271,9 @@ class Schedule:
 
     def _prefill(self, behind: list[Sequence], decoding: list[Sequence]) -> Step | None:
         """A prefill step, unless those that decode would wait too long for it."""
+        # Making room for those that decode may have cost others their slots.
+        behind = [each for each in behind if each.slot is not None]
+        decoding = [each for each in decoding if each.slot is not None]
         lanes = self._lanes.choose(len(decoding)) if decoding else 0
         # Stages that no lane fills may as well prefill; without any, one more hides the driver.
         most = max(1, self._shape.num_stages - lanes) if decoding else self._shape.num_stages + 1
@@ -283,6 +300,7 @@ class Schedule:
 
     def _send(self, shares: list[Share], width: int = 0, *, is_decode: bool = False) -> Step:
         self._num_issued += 1
+        self._num_decodes = self._num_decodes + 1 if is_decode else 0
         step = batching.write(self._num_issued, shares, width)
         opens = tuple(opened for share in shares for opened in self._opens(share))
         rows = tuple(map(_row, shares))

@@ -45,7 +45,16 @@ class Slots:
         return list(self._taken.values())
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence wait."""
+        """Let a sequence wait.
+
+        Raises:
+            ValueError: it has no token, or more than a context holds.
+        """
+        if not 1 <= len(sequence.token_ids) <= self._shape.max_context:
+            raise ValueError(
+                f"sequence {sequence.request_id} has {len(sequence.token_ids)} tokens; "
+                f"allowed are 1 to {self._shape.max_context}"
+            )
         self._num_arrived += 1
         sequence.arrival = self._num_arrived
         self.waiting.append(sequence)
@@ -149,10 +158,14 @@ class Slots:
             return sorted(
                 self._free, key=lambda slot: (taken.count(slot // self._group_size), slot)
             )
-        # What lay longest is the least likely to be asked for; without a cache, low slots keep
-        # the rows of a step together.
-        keeps = self._shape.is_home and self._shape.has_prefix_cache
-        return list(self._free) if keeps else sorted(self._free)
+        if not (self._shape.is_home and self._shape.has_prefix_cache):
+            return sorted(self._free)
+        # Beside those that run, to be read in place with them; else what lay longest, because it
+        # is the least likely to be asked for.
+        return sorted(self._free, key=self._distance)
+
+    def _distance(self, slot: int) -> int:
+        return min((abs(slot - taken) for taken in self._taken), default=0)
 
     def _keys(self, sequence: Sequence, num_tokens: int) -> list[bytes]:
         if not self._shape.has_prefix_cache:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from handlers.pipeline.schedule import Issue, Schedule, Sequence
+from dataclasses import replace
+
+import pytest
+
+from handlers.pipeline.lanes import LaneModel
+from handlers.pipeline.schedule import Schedule, Sequence, Shape
+from handlers.pipeline.step import BLOCK, Draw, Step
 
 
-def schedule(lanes: int = 1, rows: int = 4, chunk: int = 8) -> Schedule:
-    return Schedule(lanes, rows, chunk, cache_length=256)
+def schedule(stages: int = 1, rows: int = 4, chunk: int = 8, **how: object) -> Schedule:
+    lanes = how.pop("lanes", None)
+    shape = Shape(stages, rows, chunk, 256, 4 * rows, has_prefix_cache=False)
+    return Schedule(replace(shape, **how), LaneModel(stages, lanes))  # type: ignore[arg-type]
 
 
 def sequence(num_prompt: int, name: str = "s") -> Sequence:
-    return Sequence(name, list(range(num_prompt)))
+    return Sequence(name, 0, list(range(num_prompt)), num_prompt)
 
 
 def added(to: Schedule, *lengths: int) -> list[Sequence]:
@@ -20,14 +28,35 @@ def added(to: Schedule, *lengths: int) -> list[Sequence]:
     return sequences
 
 
-def issued(by: Schedule) -> Issue:
-    issue = by.issue()
-    assert issue is not None
-    return issue
+def issued(by: Schedule) -> Step:
+    step = by.issue()
+    assert step is not None
+    return step
 
 
-def shape(issue: Issue) -> list[tuple[int, int, int]]:
-    return [(row.slot, row.start, row.num_tokens) for row in issue.step.rows]
+def drawn(step: Step, token_id: int = 7) -> list[Draw | None]:
+    return [Draw(token_id) if row.is_drawn else None for row in step.rows]
+
+
+def taken(by: Schedule, step: Step, token_id: int = 7) -> list[str]:
+    """Names of those that grew by the step's draws."""
+    return [each.request_id for each, _ in by.apply(step.number, drawn(step, token_id))]
+
+
+def begun(by: Schedule, *lengths: int) -> list[Sequence]:
+    """Sequences whose prompts are computed and that await nothing."""
+    sequences = added(by, *lengths)
+    while any(len(each.token_ids) == each.num_prompt for each in sequences):
+        flying = []
+        while (step := by.issue()) is not None:
+            flying.append(step)
+        for step in flying:
+            taken(by, step)
+    return sequences
+
+
+def shape_of(step: Step) -> list[tuple[int, int, int]]:
+    return [(row.slot, row.start, row.num_tokens) for row in step.rows]
 
 
 def test_an_empty_schedule_has_nothing_to_issue() -> None:
@@ -37,81 +66,140 @@ def test_an_empty_schedule_has_nothing_to_issue() -> None:
 def test_a_prompt_is_computed_in_chunks_and_draws_after_the_last() -> None:
     plan = schedule(chunk=8)
     (one,) = added(plan, 20)
-    sizes = []
 
-    for drawn in (901, 902, 903):
-        sizes.append(shape(issued(plan))[0])
-        grown = plan.apply([drawn])
+    steps = [issued(plan), issued(plan)]
+    taken(plan, steps[0])
+    steps.append(issued(plan))
 
-    assert sizes == [(0, 0, 8), (0, 8, 8), (0, 16, 4)]
-    assert grown == [(one, 903)]
+    assert [shape_of(step)[0] for step in steps] == [(0, 0, 8), (0, 8, 8), (0, 16, 4)]
+    assert [taken(plan, step) for step in steps[1:]] == [[], ["0"]]
+    assert one.token_ids[20:] == [7]
 
 
-def test_a_lane_alternates_between_prefill_and_decode() -> None:
+def test_chunks_of_one_prompt_follow_each_other_through_the_stages() -> None:
+    plan = schedule(stages=3, chunk=64)
+    added(plan, 256)
+
+    steps = [issued(plan) for _ in range(4)]
+
+    assert [step.rows[0].start for step in steps] == [0, 64, 128, 192]
+
+
+def test_prefill_and_decode_alternate() -> None:
     plan = schedule(chunk=8)
-    added(plan, 1)
-    issued(plan)
-    plan.apply([7])
-    plan.add(sequence(24, "long"))
+    begun(plan, 1)
+    added(plan, 24)
     widths = []
 
-    for _ in range(5):
-        widths.append(issued(plan).step.width)
-        plan.apply([7, 7])
+    for _ in range(6):
+        flying = []
+        while (step := plan.issue()) is not None:
+            flying.append(step)
+            widths.append(step.width)
+        for step in flying:
+            taken(plan, step)
 
-    assert widths == [8, 1, 8, 1, 8]
+    assert widths[:6] == [8, 1, 8, 1, 8, 1]
+
+
+def test_a_prompt_gets_on_even_when_steps_go_one_at_a_time() -> None:
+    plan = schedule(chunk=8)
+    begun(plan, 1, 1)
+    added(plan, 24)
+    widths = []
+
+    for _ in range(6):
+        step = issued(plan)
+        widths.append(step.width)
+        taken(plan, step)
+
+    assert widths == [8, 1, 8, 1, 8, 1]
+
+
+@pytest.mark.parametrize("num_tokens", [0, 257])
+def test_a_sequence_that_does_not_fit_is_refused(num_tokens: int) -> None:
+    with pytest.raises(ValueError, match="1 to 256"):
+        schedule().add(sequence(num_tokens))
+
+
+def test_who_comes_next_to_others_is_read_in_place_with_them() -> None:
+    plan = schedule(rows=8, has_prefix_cache=True)
+    sequences = begun(plan, *[1] * 8)
+    for each in sequences[:4] + sequences[6:]:
+        plan.remove(each)
+
+    begun(plan, 1, 1)
+
+    assert sorted(each.slot or 0 for each in plan.sequences) in (
+        [3, 4, 5, 6],
+        [2, 3, 4, 5],
+        [4, 5, 6, 7],
+    )
 
 
 def test_short_prompts_share_a_prefill_step() -> None:
     plan = schedule(chunk=8)
     added(plan, 4, 3, 5)
 
-    assert shape(issued(plan)) == [(0, 0, 4), (1, 0, 3)]
+    assert shape_of(issued(plan)) == [(0, 0, 4), (1, 0, 3)]
 
 
 def test_a_step_is_no_larger_than_a_chunk() -> None:
     plan = schedule(chunk=8)
     added(plan, 3, 8, 8)
 
-    assert shape(issued(plan)) == [(0, 0, 3)]
+    assert shape_of(issued(plan)) == [(0, 0, 3)]
 
 
-def test_new_sequences_go_to_the_emptiest_lane() -> None:
-    plan = schedule(lanes=2, rows=2)
+def test_those_that_decode_are_cut_into_lanes_of_neighbours() -> None:
+    plan = schedule(stages=2, rows=6)
+    begun(plan, 1, 1, 1, 1, 1, 1)
 
-    slots = [each.slot for each in added(plan, 5, 5, 5, 5)]
+    steps = [issued(plan), issued(plan)]
 
-    assert slots == [0, 2, 1, 3]
-
-
-def test_every_lane_has_a_step_in_flight() -> None:
-    plan = schedule(lanes=2, rows=2)
-    added(plan, 5, 5)
-
-    issued(plan)
-    issued(plan)
-
+    assert [[row.slot for row in step.rows] for step in steps] == [[0, 1, 2], [3, 4, 5]]
     assert plan.issue() is None
     assert plan.num_in_flight == 2
+
+
+def test_lanes_are_even_again_after_some_have_ended() -> None:
+    plan = schedule(stages=2, rows=6)
+    sequences = begun(plan, 1, 1, 1, 1, 1, 1)
+    for each in sequences[1:3]:
+        plan.remove(each)
+
+    steps = [issued(plan), issued(plan)]
+
+    assert [len(step.rows) for step in steps] == [2, 2]
+
+
+def test_a_fixed_number_of_lanes_is_kept() -> None:
+    plan = schedule(stages=2, rows=6, lanes=3)
+    begun(plan, 1, 1, 1, 1, 1, 1)
+
+    assert [len(issued(plan).rows) for _ in range(3)] == [2, 2, 2]
+    assert plan.issue() is None
 
 
 def test_a_sequence_waits_when_all_slots_are_taken() -> None:
     plan = schedule(rows=1)
     first, second = added(plan, 5, 5)
+    issued(plan)
 
     assert second.slot is None
     plan.remove(first)
+    issued(plan)
     assert second.slot == 0
 
 
 def test_a_removed_sequence_draws_no_token() -> None:
     plan = schedule()
-    first, second = added(plan, 4, 4)
-    issued(plan)
+    first, _ = added(plan, 4, 4)
+    step = issued(plan)
 
     plan.remove(first)
 
-    assert plan.apply([7, 8]) == [(second, 8)]
+    assert taken(plan, step) == ["1"]
 
 
 def test_a_waiting_sequence_can_be_removed() -> None:
@@ -122,60 +210,241 @@ def test_a_waiting_sequence_can_be_removed() -> None:
     plan.remove(first)
 
     assert plan.issue() is None
+    assert plan.sequences == []
 
 
 def test_a_successor_in_a_slot_is_not_given_its_predecessors_token() -> None:
     plan = schedule(rows=1)
-    first, second = added(plan, 5, 5)
-    issued(plan)
+    first, _ = added(plan, 5, 5)
+    before = issued(plan)
     plan.remove(first)
+    after = issued(plan)
 
-    assert plan.apply([7]) == []
-    assert shape(issued(plan)) == [(0, 0, 5)]
-    assert plan.apply([9]) == [(second, 9)]
+    assert shape_of(after) == [(0, 0, 5)]
+    assert taken(plan, before) == []
+    assert taken(plan, after) == ["1"]
+
+
+def test_one_removed_and_added_again_starts_anew() -> None:
+    plan = schedule()
+    (one,) = added(plan, 5)
+    before = issued(plan)
+    plan.remove(one)
+    plan.add(one)
+    after = issued(plan)
+
+    assert taken(plan, before) == []
+    assert shape_of(after) == [(0, 0, 5)]
+    assert [opened.slot for opened in after.opens] == [0]
 
 
 def test_a_few_gaps_are_computed_for_nothing_to_read_the_cache_in_place() -> None:
-    plan = schedule(rows=3)
-    sequences = added(plan, 1, 1, 1)
-    issued(plan)
-    plan.apply([7, 7, 7])
-
+    plan = schedule(rows=4)
+    sequences = begun(plan, 1, 1, 1, 1)
     plan.remove(sequences[1])
 
-    assert shape(issued(plan)) == [(0, 1, 1), (1, 0, 0), (2, 1, 1)]
+    assert [(row.slot, row.num_tokens) for row in issued(plan).rows] == [
+        (0, 1), (1, 0), (2, 1), (3, 1),
+    ]  # fmt: skip
+
+
+def test_rows_at_equal_distances_need_no_gaps_filled() -> None:
+    plan = schedule(rows=5)
+    sequences = begun(plan, 1, 1, 1, 1, 1)
+    plan.remove(sequences[1])
+    plan.remove(sequences[3])
+
+    assert [row.slot for row in issued(plan).rows] == [0, 2, 4]
 
 
 def test_scattered_rows_are_gathered() -> None:
     plan = schedule(rows=8)
-    sequences = added(plan, *[1] * 8)
-    issued(plan)
-    plan.apply([7] * 8)
-
-    for each in sequences[1:7]:
+    sequences = begun(plan, *[1] * 8)
+    for each in (*sequences[1:5], sequences[6]):
         plan.remove(each)
 
-    assert shape(issued(plan)) == [(0, 1, 1), (7, 1, 1)]
+    assert [row.slot for row in issued(plan).rows] == [0, 5, 7]
 
 
-def test_the_window_never_exceeds_the_cache() -> None:
-    plan = Schedule(1, 1, chunk=100, cache_length=100)
-    added(plan, 90)
-
-    assert issued(plan).step.window == 100
-
-
-def test_the_window_is_rounded_up() -> None:
+def test_the_window_is_rounded_up_to_blocks() -> None:
     plan = schedule(chunk=100)
     added(plan, 65)
 
-    assert issued(plan).step.window == 128
+    assert issued(plan).window == 128
 
 
 def test_a_resumed_sequence_computes_prompt_and_answer_alike() -> None:
     plan = schedule(chunk=8)
-    resumed = Sequence("r", [1, 2, 3, 901, 902])
-    plan.add(resumed)
+    plan.add(Sequence("r", 0, [1, 2, 3, 901, 902], 3))
+    step = issued(plan)
 
-    assert issued(plan).token_ids == ((1, 2, 3, 901, 902),)
-    assert plan.apply([903]) == [(resumed, 903)]
+    assert step.token_ids == ((1, 2, 3, 901, 902),)
+    assert step.opens[0].prompt_token_ids == (1, 2, 3)
+    assert step.opens[0].generated == (901, 902)
+    assert taken(plan, step) == ["r"]
+
+
+def test_a_sequence_is_opened_with_its_first_step_only() -> None:
+    plan = schedule(chunk=8)
+    added(plan, 20)
+
+    assert [len(issued(plan).opens) for _ in range(2)] == [1, 0]
+
+
+def test_a_draw_with_a_fault_stops_its_sequence_only() -> None:
+    plan = schedule()
+    bad, good = begun(plan, 1, 1)
+    step = issued(plan)
+
+    grown = plan.apply(step.number, [Draw(-1, fault="logits are not finite"), Draw(5)])
+
+    assert [each for each, _ in grown] == [bad, good]
+    assert [len(each.token_ids) for each in (bad, good)] == [2, 3]
+    assert [row.slot for row in issued(plan).rows] == [good.slot]
+
+
+def test_after_a_reset_all_start_anew_and_late_results_change_nothing() -> None:
+    plan = schedule()
+    sequences = begun(plan, 3, 4)
+    late = issued(plan)
+
+    plan.reset()
+
+    assert plan.num_in_flight == 0
+    assert taken(plan, late) == []
+    assert shape_of(issued(plan)) == [(0, 0, 4)]
+    assert plan.sequences == sequences
+
+
+def test_a_parked_schedule_issues_nothing_until_the_reset() -> None:
+    plan = schedule()
+    begun(plan, 3)
+    step = issued(plan)
+    plan.park()
+
+    assert taken(plan, step) == ["0"]
+    assert plan.issue() is None
+    plan.reset()
+    assert plan.issue() is not None
+
+
+def test_a_suspect_runs_alone_until_it_has_grown() -> None:
+    plan = schedule(stages=2)
+    begun(plan, 1, 1)
+    plan.reset()
+    suspect = plan.sequences[1]
+    suspect.suspect_until = len(suspect.token_ids)
+
+    step = issued(plan)
+
+    assert [row.slot for row in step.rows] == [suspect.slot]
+    assert plan.issue() is None
+    assert taken(plan, step) == ["1"]
+    assert {row.slot for row in issued(plan).rows} | {row.slot for row in issued(plan).rows} == {
+        0,
+        1,
+    }
+
+
+def test_a_suspect_waits_for_the_steps_in_flight() -> None:
+    plan = schedule(stages=2)
+    _, second = begun(plan, 1, 1)
+    step = issued(plan)
+    second.suspect_until = len(second.token_ids)
+
+    assert plan.issue() is None
+    taken(plan, step)
+    assert [row.slot for row in issued(plan).rows] == [second.slot]
+
+
+def test_those_in_flight_are_named_once() -> None:
+    plan = schedule(stages=3, chunk=64)
+    (one,) = added(plan, 256)
+    issued(plan)
+    issued(plan)
+
+    assert plan.in_flight == [one]
+
+
+class TestExactMode:
+    def test_a_decode_step_has_all_rows_of_its_group(self) -> None:
+        plan = schedule(stages=2, rows=6, is_exact=True)
+        begun(plan, 1, 1, 1)
+
+        steps = [issued(plan), issued(plan)]
+
+        assert [[row.slot for row in step.rows] for step in steps] == [[0, 1, 2], [3, 4, 5]]
+        assert [[row.num_tokens for row in step.rows] for step in steps] == [[1, 1, 0], [1, 0, 0]]
+
+    def test_a_prefill_step_has_one_row_and_a_whole_chunk(self) -> None:
+        plan = schedule(chunk=8, is_exact=True)
+        added(plan, 20, 3)
+
+        steps = [issued(plan), issued(plan)]
+        taken(plan, steps[0])
+        steps.append(issued(plan))
+
+        assert {step.width for step in steps} == {8}
+        assert [shape_of(step) for step in steps] == [[(0, 0, 8)], [(0, 8, 8)], [(0, 16, 4)]]
+
+    def test_known_tokens_are_drawn_again_one_at_a_time(self) -> None:
+        plan = schedule(is_exact=True)
+        plan.add(Sequence("r", 0, [1, 2, 3, 901, 902], 3))
+        steps, grown = [], []
+
+        for token_id in (901, 902, 903):
+            steps.append(issued(plan))
+            grown.append(taken(plan, steps[-1], token_id))
+
+        assert [shape_of(step)[0] for step in steps] == [(0, 0, 3), (0, 3, 1), (0, 4, 1)]
+        assert grown == [[], [], ["r"]]
+        assert [[opened.generated for opened in step.opens] for step in steps] == [
+            [()], [], [(901, 902)],
+        ]  # fmt: skip
+        assert plan.counts().num_replay_mismatches == 0
+
+    def test_a_draw_that_differs_from_the_known_token_is_counted(self) -> None:
+        plan = schedule(is_exact=True)
+        one = Sequence("r", 0, [1, 2, 3, 901], 3)
+        plan.add(one)
+
+        taken(plan, issued(plan), 666)
+
+        assert plan.counts().num_replay_mismatches == 1
+        assert one.token_ids == [1, 2, 3, 901]
+
+
+class TestFewBlocks:
+    def test_too_few_for_one_context_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="5 at least"):
+            Shape(1, 4, 8, 4 * BLOCK, 4)
+
+    def test_steps_tell_which_blocks_hold_a_slot(self) -> None:
+        plan = schedule(chunk=100, num_blocks=6)
+        added(plan, 65, 3)
+
+        assert [change[:2] for change in issued(plan).tables] == [(0, 0), (0, 1), (1, 0)]
+
+    def test_a_sequence_is_admitted_when_its_tokens_fit(self) -> None:
+        plan = schedule(chunk=256, num_blocks=6)
+        first, second, third = added(plan, 200, 200, 3)
+        issued(plan)
+
+        assert [each.slot for each in (first, second, third)] == [0, None, None]
+        plan.remove(first)
+        issued(plan)
+        assert [each.slot for each in (second, third)] == [0, 1]
+
+    def test_the_youngest_makes_room_and_comes_back_first(self) -> None:
+        plan = schedule(chunk=256, num_blocks=5)
+        old, young = begun(plan, 126, 60)
+        waiting = added(plan, 200)[0]
+        while young.slot is not None:
+            taken(plan, issued(plan))
+
+        assert old.slot is not None
+        assert plan.sequences == [old, young, waiting]
+        assert plan.counts().num_preempted == 1
+        plan.remove(old)
+        issued(plan)
+        assert young.slot is not None
