@@ -99,6 +99,8 @@ class ModelConfig:
     gap_factor: float = DEFAULT_GAP_FACTOR
     #: Whether prompts share the keys and values of their common beginning.
     prefix_cache: bool = True
+    #: Whether a process stands by for the next stage that is lost.
+    has_standby: bool = True
     #: What the keys and values of one stage may take; None: what its device has free.
     kv_memory_bytes: int | None = None
     #: "plain", "packed" (CPU weights prepacked by oneDNN) or "auto": what suits the device.
@@ -238,6 +240,7 @@ def _build(value: dict[str, Any], path: Path) -> ModelConfig:
         prefill_chunk=plait.get("prefill_chunk", min(DEFAULT_PREFILL_CHUNK, plait["max_context"])),
         gap_factor=float(plait.get("gap_factor", DEFAULT_GAP_FACTOR)),
         prefix_cache=plait.get("prefix_cache", True),
+        has_standby=plait.get("standby", True),
         kv_memory_bytes=None if kv_memory == "auto" else size_bytes(kv_memory),
         kernels=plait.get("kernels", "auto"),
         compiles=plait.get("compile", False),

@@ -53,6 +53,7 @@ PIPELINED_KEYS: Final = (
     "quantize",
     "gap_factor",
     "prefix_cache",
+    "standby",
     "repartition",
 )
 
@@ -123,6 +124,7 @@ PLAIT_KEYS: Final[Mapping[str, Check]] = {
     "prefill_chunk": whole(1),
     "gap_factor": number_from(1),
     "prefix_cache": boolean,
+    "standby": boolean,
     "kv_memory": auto_or(size),
     "kernels": one_of("auto", "plain", "packed"),
     "compile": boolean,

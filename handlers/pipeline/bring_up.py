@@ -60,6 +60,7 @@ def _orders(config: ModelConfig, model_dir: Path, limits: Limits) -> Orders:
         and config.partition_by == "measured"
         and config.num_stages > 1,
         startup_timeout_s=config.startup_timeout_s,
+        has_standby=config.has_standby,
     )
 
 
