@@ -89,3 +89,15 @@ def test_a_threshold_that_the_head_knows_is_the_threshold(
     found, is_known = from_head(logits, shapes, head)
 
     assert torch.equal(found[is_known], from_all(logits, shapes)[is_known])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_whole_row_that_is_not_finite_changes_no_threshold_of_others(bad: float) -> None:
+    logits = rows_of_logits(3, 1, is_coarse=False)
+    hows = [Sampling(1.0, top_k=900, top_p=0.9), Sampling(1.0, top_p=0.5), Sampling(1.0, top_k=9)]
+    good = from_all(logits, Shapes.of(hows, SIZE, logits.amax(-1).double(), [0] * 3))
+
+    logits[1] = bad
+    found = from_all(logits, Shapes.of(hows, SIZE, logits.amax(-1).double(), [0] * 3))
+
+    assert torch.equal(found[[0, 2]], good[[0, 2]])

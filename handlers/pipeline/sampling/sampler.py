@@ -79,7 +79,6 @@ class Sampler:
                 sequence with a grammar gets a fault.
             eos_token_ids: what ends a constrained answer; empty for the tokenizer's own.
         """
-        self._vocabulary_size = vocabulary_size
         self._device = _with_float64(torch.device(device))
         self._slots: dict[int, _Slot] = {}
         self._grammars = tokenizer and Grammars(tokenizer, vocabulary_size, eos_token_ids)
