@@ -18,13 +18,16 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from handlers.model_config import ModelConfig
+from handlers.pipeline import process
 from handlers.pipeline.generation import Limits
 from handlers.pipeline.step import Draw
 from handlers.wire import BadRequest, GenerationRequest
@@ -211,6 +214,21 @@ def refusal(error: Exception) -> BadRequest:
     """What vLLM has against a request, as everybody else would say it."""
     message = str(error.args[0]) if error.args else str(error)
     return BadRequest(str(getattr(error, "parameter", None) or ""), f"vllm: {message}")
+
+
+def end_with_worker() -> None:
+    """Let one of vLLM's processes end when the one that started it does.
+
+    vLLM calls this in each of them, as an entry point of its group ``vllm.general_plugins``. Its
+    engine process has no eye on its parent: when a worker was killed it would keep the devices.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or os.environ.get(OWNED) != "1":
+        return
+    if os.getppid() != parent.pid:
+        process.end(f"the worker {parent.pid} was gone before this process had begun")
+    if all(thread.name != "parent-watch" for thread in threading.enumerate()):
+        process.die_with_parent(is_forked_by_a_lasting_thread=False)
 
 
 @contextlib.contextmanager

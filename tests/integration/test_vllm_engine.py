@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("torch")
@@ -107,3 +108,32 @@ def test_a_rank_that_is_not_the_first_only_keeps_its_place(root: Path) -> None:
     said = _run(root, "print(type(engine).__name__); engine.close()", rank=1, stages=2)
 
     assert said.startswith("0 Placeholder")
+
+
+#: A process like vLLM's, which the worker's starts and then says the number of.
+CHILD = """
+import multiprocessing, os, time
+from handlers.engines._vllm_library import end_with_worker, own_environment
+
+def work():
+    end_with_worker()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    with own_environment():
+        child = multiprocessing.get_context("spawn").Process(target=work)
+        child.start()
+    print(child.pid, flush=True)
+    child.join()
+"""
+
+
+def test_vllms_processes_end_when_the_worker_is_killed(tmp_path: Path, root: Path) -> None:
+    (tmp_path / "worker.py").write_text(CHILD)
+    command = [sys.executable, str(tmp_path / "worker.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as worker:
+        assert worker.stdout is not None
+        child = psutil.Process(int(worker.stdout.readline()))
+        worker.kill()
+
+    assert psutil.wait_procs([child], timeout=30)[1] == []
