@@ -232,6 +232,21 @@ def test_a_grammar_is_compiled_once(tokenizer: Any, monkeypatch: pytest.MonkeyPa
     assert not second.fault
 
 
+def test_a_prepared_sampler_loads_no_tokenizer_when_a_grammar_comes(tokenizer: Any) -> None:
+    loaded = []
+
+    def load() -> Any:
+        loaded.append(tokenizer)
+        return tokenizer
+
+    sampler = Sampler(VOCABULARY, "cpu", load)
+    assert not loaded
+    sampler.prepare()
+    sampler.open(Open(0, Sampling(regex="a"), ()))
+
+    assert len(loaded) == 1
+
+
 def test_a_tokenizer_without_an_end_takes_no_grammar(tokenizer: Any) -> None:
     class Endless:
         eos_token_id = None

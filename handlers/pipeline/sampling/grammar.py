@@ -20,8 +20,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
+from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -77,9 +78,9 @@ class Matcher:
         """The answer goes on with a token; one that is not allowed sets ``fault``."""
         self._matcher.consume_token(token_id)
 
-    def write(self, mask: NDArray[np.int32]) -> None:
-        """Set the bits of the tokens that may come next; ``mask`` has ``num_words``."""
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+    def beside(self, row: int) -> tuple[LLMatcher, int]:
+        """What the library takes: the matcher, and the row of masks to write."""
+        return self._matcher, row
 
 
 class Grammars:
@@ -98,6 +99,10 @@ class Grammars:
 
     def __repr__(self) -> str:
         return f"<Grammars kept={self._compiled.cache_info().currsize}>"
+
+    def prepare(self) -> None:
+        """Load what every grammar needs: seconds, where the vocabulary is large."""
+        _ = self._vocabulary
 
     def open(self, how: Sampling, generated: Sequence[int]) -> Matcher:
         """A matcher that has seen ``generated``."""
@@ -169,13 +174,26 @@ def vocabulary(tokenizer: Any, size: int, eos_token_ids: Collection[int] = ()) -
     return from_tokenizer(tokenizer, n_vocab=max(size, len(tokenizer)), eos_token=ends)
 
 
+def masks_of(matchers: Sequence[Matcher]) -> NDArray[np.int32]:
+    """A bit for each token that may come next: int32 [matchers, words].
+
+    They are computed beside each other on the machine's cores, without the interpreter's lock. A
+    matcher that cannot go on has ``fault`` set.
+    """
+    masks = np.zeros((len(matchers), max(each.num_words for each in matchers)), np.int32)
+    fill_next_token_bitmask_par(
+        _executor(), [each.beside(row) for row, each in enumerate(matchers)], masks
+    )
+    return masks
+
+
 def forbid(logits: Tensor, rows: Sequence[int], masks: NDArray[np.int32]) -> None:
     """Set logits to minus infinity where the mask has no bit.
 
     Args:
         logits: float32 [rows, vocabulary], changed in place.
         rows: which of them.
-        masks: [len(rows), words], of :meth:`Matcher.write`; at least a bit for each logit.
+        masks: [len(rows), words], of :func:`masks_of`; at least a bit for each logit.
     """
     device = logits.device
     octets = torch.from_numpy(masks.view(np.uint8)).to(device)
@@ -202,6 +220,11 @@ def _source(how: Sampling) -> tuple[str, str]:
     if how.regex is not None:
         return "regex", how.regex
     raise ValueError("the answer has no grammar")
+
+
+@functools.cache
+def _executor() -> LLExecutor:
+    return LLExecutor()
 
 
 @functools.lru_cache(maxsize=4)

@@ -86,6 +86,11 @@ class Sampler:
     def __repr__(self) -> str:
         return f"<Sampler slots={len(self._slots)} {self._grammars!r}>"
 
+    def prepare(self) -> None:
+        """Load what the first grammar would wait for, and every other row of its step with it."""
+        if self._grammars:
+            self._grammars.prepare()
+
     def open(self, opened: Open) -> None:
         """A sequence takes a slot; what the slot held before is forgotten."""
         how = opened.sampling
@@ -193,9 +198,8 @@ class _Part:
         kept = [(i, matcher) for i, matcher in found if matcher is not None]
         if not kept:
             return
-        masks = np.zeros((len(kept), kept[0][1].num_words), np.int32)
-        for target, (i, matcher) in enumerate(kept):
-            matcher.write(masks[target])
+        masks = grammar.masks_of([matcher for _, matcher in kept])
+        for i, matcher in kept:
             if matcher.fault:
                 self.faults[i] = f"the grammar cannot be followed: {matcher.fault}"
         grammar.forbid(self._logits, [i for i, _ in kept], masks)
