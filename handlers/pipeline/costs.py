@@ -8,8 +8,8 @@ slowly, take no single slow step at its word, and know nothing of what is decide
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-#: How far one observation moves an estimate.
-_WEIGHT: Final = 0.2
+#: Observations of one shape that are kept.
+_NUM_KEPT: Final = 15
 #: An observation counts as at most this many times the estimate: a pause is no new speed.
 _CLIP: Final = 4.0
 #: How much of a step's time is taken to grow with its rows while only one number was seen.
@@ -35,18 +35,17 @@ _TRUSTED_AFTER: Final = 4
 _TERMS: Final = ((1,), (0, 1), (1, 2), (0, 1, 2))
 
 
-@dataclass(slots=True)
-class _Smoothed:
-    seconds: float
-    count: int = 1
+class _Recent:
+    """The median of the last few observations: neither a pause nor a first step moves it."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=_NUM_KEPT)
+        self.median = 0.0
 
     def add(self, seconds: float) -> None:
-        self.count += 1
-        if self.count == 2:
-            # The first step of a shape may have compiled something.
-            self.seconds = min(self.seconds, seconds)
-        else:
-            self.seconds += _WEIGHT * (min(seconds, _CLIP * self.seconds) - self.seconds)
+        self._seconds.append(seconds)
+        # The lower of two: the first step of a shape may have compiled something.
+        self.median = sorted(self._seconds)[(len(self._seconds) - 1) // 2]
 
 
 class RowTimes:
@@ -54,22 +53,19 @@ class RowTimes:
 
     def __init__(self) -> None:
         #: By lanes, then by rows.
-        self._seen: dict[int, dict[int, _Smoothed]] = {}
+        self._seen: dict[int, dict[int, _Recent]] = {}
 
     def observe(self, lanes: int, num_rows: int, seconds: float) -> None:
         """A step of so many rows took so long, with so many lanes."""
         by_rows = self._seen.setdefault(lanes, {})
-        if num_rows in by_rows:
-            by_rows[num_rows].add(seconds)
-        else:
-            by_rows[num_rows] = _Smoothed(seconds)
+        by_rows.setdefault(num_rows, _Recent()).add(seconds)
 
     def predict(self, lanes: int, num_rows: int) -> float | None:
         """Seconds for a step, from the nearest number of lanes seen; None: nothing was seen."""
         if not self._seen:
             return None
         nearest = min(self._seen, key=lambda seen: (abs(seen - lanes), -seen))
-        return _read({rows: each.seconds for rows, each in self._seen[nearest].items()}, num_rows)
+        return _read({rows: each.median for rows, each in self._seen[nearest].items()}, num_rows)
 
 
 def _read(curve: Mapping[int, float], num_rows: int) -> float:

@@ -271,9 +271,6 @@ class Schedule:
 
     def _prefill(self, behind: list[Sequence], decoding: list[Sequence]) -> Step | None:
         """A prefill step, unless those that decode would wait too long for it."""
-        # Making room for those that decode may have cost others their slots.
-        behind = [each for each in behind if each.slot is not None]
-        decoding = [each for each in decoding if each.slot is not None]
         lanes = self._lanes.choose(len(decoding)) if decoding else 0
         # Stages that no lane fills may as well prefill; without any, one more hides the driver.
         most = max(1, self._shape.num_stages - lanes) if decoding else self._shape.num_stages + 1

@@ -46,12 +46,33 @@ class Run:
     results: deque[tuple[Step, list[Draw | None]]] = field(default_factory=deque)
     late: list[tuple[Step, list[Draw | None]]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    #: By request: steps in a row that it was ready for and not in, the most so far, and now.
+    waits: dict[str, int] = field(default_factory=dict)
+    longest_wait: int = 0
+    #: By request: prefill steps since it was in a step, while it decodes; and the most so far.
+    passed: dict[str, int] = field(default_factory=dict)
+    most_passed: int = 0
+
+    def watch(self, step: Step) -> None:
+        """Note who was ready for the step and is not in it."""
+        slots = {row.slot for row in step.rows if row.num_tokens}
+        running = [each for each in self.schedule.sequences if each.slot is not None]
+        behind = [each for each in running if each.num_missing > 1 and each.slot not in slots]
+        for sequence in running:
+            name, is_in = sequence.request_id, sequence.slot in slots
+            is_ready = sequence.num_missing == 1 or sequence in behind[:1]
+            self.waits[name] = self.waits.get(name, 0) + 1 if is_ready and not is_in else 0
+            decodes = sequence.num_missing <= 1 and not is_in
+            self.passed[name] = self.passed.get(name, 0) + (step.width > 1) if decodes else 0
+        self.longest_wait = max(self.longest_wait, *self.waits.values())
+        self.most_passed = max(self.most_passed, *self.passed.values())
 
     def turn(self) -> list[tuple[Sequence, Draw]]:
         """Issue some or all there is, or take the oldest result; at least one of them."""
         is_eager = self.randomness.random() < 0.8
         while (is_eager or not self.results) and (step := self.schedule.issue()) is not None:
             self.steps.append(step)
+            self.watch(step)
             self.results.append((step, self.memory.run(step)))
         if not self.results:
             return []
@@ -188,6 +209,20 @@ def test_every_answer_is_what_it_would_be_alone(
     counts = run.schedule.counts()
     assert run.schedule.issue() is None
     assert (counts.num_waiting, counts.num_running, counts.num_blocks_used) == (0, 0, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes(), plans, st.integers(1, 4), st.integers(0, 9))
+def test_nobody_waits_long_for_a_step(
+    shape: Shape, arrivals: list[Arrival], lanes: int, seed: int
+) -> None:
+    for arrival in arrivals:
+        arrival.is_suspect = False
+    run = simulate(shape, arrivals, set(), lanes=lanes, seed=seed)
+
+    # Who waited for four rounds is next, after those who did so as well.
+    assert run.longest_wait <= 4 * lanes + lanes + 4
+    assert run.most_passed <= max(1, shape.num_stages - 1)
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from handlers.pipeline.lanes import LaneModel
@@ -75,3 +77,62 @@ def test_the_lanes_are_as_good_as_any_fixed_number(
     run.run(600)
 
     assert run.rate(400) >= 0.94 * best
+
+
+@pytest.mark.parametrize("takes", [flat, mixed, uneven, shared_in_part])
+def test_noise_and_pauses_mislead_it_little(takes: Takes) -> None:
+    randomness = random.Random(3)
+
+    def noisy(stage: int, step: Step, num_busy: int) -> float:
+        pause = 20.0 if randomness.random() < 0.01 else 1.0
+        return takes(stage, step, num_busy) * randomness.uniform(0.8, 1.3) * pause
+
+    best = max(rate_with(lanes, 4, 16, takes, 0.0) for lanes in (1, 2, 3, 4, 6))
+    run = simulation(LaneModel(4), 4, 16, noisy, 0.0)
+    run.run(600)
+    chosen = [len(step.rows) for step in run.steps[-200:]]
+
+    usual = -(-16 // max(set(chosen), key=chosen.count))
+    assert rate_with(usual, 4, 16, takes, 0.0) >= 0.9 * best
+
+
+def test_before_anything_is_known_there_is_a_lane_for_each_stage_with_work() -> None:
+    assert [LaneModel(4).choose(rows) for rows in (1, 2, 4, 100)] == [1, 2, 4, 4]
+
+
+def test_a_fixed_number_of_lanes_is_kept_to_whatever_is_observed() -> None:
+    model = LaneModel(2, fixed=3)
+    for stage in (0, 1):
+        model.observe(3, 4, stage, 0.01)
+
+    assert [model.choose(rows) for rows in (2, 3, 100)] == [2, 3, 3]
+
+
+def test_it_chooses_anew_when_there_are_more_rows() -> None:
+    model = LaneModel(2)
+    # 1 row or 2 cost the same; 16 rows cost eight times as much as 2.
+    for lanes, rows, seconds in ((2, 1, 0.01), (1, 2, 0.01), (1, 16, 0.08), (2, 8, 0.04)):
+        for stage in (0, 1):
+            model.observe(lanes, rows, stage, seconds)
+
+    assert (model.choose(2), model.choose(16)) == (1, 2)
+
+
+def test_trials_become_rare() -> None:
+    run = simulation(LaneModel(2), 2, 8, mixed, 0.0)
+    run.run(3000)
+
+    odd = [len(step.rows) != 4 for step in run.steps]
+    assert any(odd[:300])
+    assert sum(odd[-1500:]) < 0.03 * 1500
+
+
+def test_times_are_learnt_anew_when_the_stages_are_others() -> None:
+    model = LaneModel(2)
+    for stage in (0, 1):
+        model.observe(1, 4, stage, 0.01)
+    assert model.cycle_s(4) is not None
+
+    model.forget()
+
+    assert model.cycle_s(4) is None
