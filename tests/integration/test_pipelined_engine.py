@@ -147,21 +147,38 @@ def test_another_seed_gives_another_answer(replica: Replica) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
-def test_a_resumed_answer_goes_on_with_the_same_tokens_and_text(
+def test_an_answer_resumed_at_any_token_goes_on_with_the_same_tokens_and_text(
     replica: Replica, how: dict[str, Any]
 ) -> None:
-    request = {"prompt": PROMPTS[2], "max_new_tokens": 40, "ignore_eos": True} | how
+    request = {"prompt": PROMPTS[2], "max_new_tokens": 64, "ignore_eos": True} | how
     whole = replica.generate(**request)
-    cuts = [1, 13, 14, 25, 39, 40]
 
     resumed = replica.generate_all(
-        [request | {"generated": tuple(whole.token_ids[:cut])} for cut in cuts]
+        [request | {"generated": tuple(whole.token_ids[:cut])} for cut in range(1, 65)]
     )
 
-    for cut, result in zip(cuts, resumed, strict=True):
+    for cut, result in enumerate(resumed, 1):
         assert result.token_ids == whole.token_ids[cut:]
-        assert result.end == whole.end == Finish("length", whole.end.num_prompt_tokens, 40)
+        assert result.end == whole.end == Finish("length", whole.end.num_prompt_tokens, 64)
         assert whole.text.endswith(result.text)
+
+
+def test_one_stage_and_four_draw_the_same(
+    model_folder: Path, replica: Replica, request: pytest.FixtureRequest
+) -> None:
+    if "4-stages" not in request.node.name:
+        pytest.skip("compared with one stage once")
+    requests = [
+        {"prompt": p, "max_new_tokens": 40, "ignore_eos": True, "temperature": 1.0, "seed": i}
+        for i, p in enumerate(PROMPTS)
+    ]
+    one_stage = Replica(model_folder, 1)
+    try:
+        wanted = [result.token_ids for result in one_stage.generate_all(requests)]
+    finally:
+        one_stage.close()
+
+    assert [result.token_ids for result in replica.generate_all(requests)] == wanted
 
 
 def test_an_end_token_ends_the_answer(replica: Replica, reference: Reference) -> None:
