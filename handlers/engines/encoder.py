@@ -1,4 +1,4 @@
-"""Turns texts into vectors with an encoder that is split over a replica's ranks.
+"""Embeds or classifies texts with an encoder that is split over a replica's ranks.
 
 Rank 0 has a thread that works in rounds. A round takes texts of all open requests, an equal share
 of each, so that a small request need not wait for a large one; cuts them into steps of about equal
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -27,14 +27,16 @@ from handlers.engines import base
 from handlers.engines.base import Answer, Document, Place, Request
 from handlers.model_config import ModelConfig
 from handlers.outbox import Outbox
-from handlers.pipeline import encoder_stage, process
+from handlers.pipeline import encoder_check, encoder_stage, encoder_surgery, process
+from handlers.pipeline.encoder_answers import Answers, Classes, Vectors, check_size
 from handlers.pipeline.encoder_stage import EncoderStage
 from handlers.pipeline.gpipe import Pipe
-from handlers.pipeline.partition import Costs, Device, plan
+from handlers.pipeline.labels import Labels
+from handlers.pipeline.partition import Costs, Cut, Device, plan
 from handlers.pipeline.ragged import MAX_ROWS, plan_steps
 from handlers.pipeline.transport import meet
 from handlers.sources import resolve_source
-from handlers.wire import BadRequest, EmbeddingRequest, Failure
+from handlers.wire import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -54,15 +56,18 @@ class _Open:
     """A request and how far it got."""
 
     texts: tuple[str, ...]
-    vectors: list[list[float]] = field(default_factory=list)
+    #: What came out of the last rank for each text so far.
+    outputs: list[list[float]] = field(default_factory=list)
     num_tokens: int = 0
 
 
 class Engine(base.Engine):
     """One rank's engine; see the contract in ``base``."""
 
-    def __init__(self, pipe: Pipe, tokenize: Tokenize, num_lanes: int, longest: int) -> None:
-        self._pipe, self._tokenize = pipe, tokenize
+    def __init__(
+        self, pipe: Pipe, tokenize: Tokenize, answers: Answers, num_lanes: int, longest: int
+    ) -> None:
+        self._pipe, self._tokenize, self._answers = pipe, tokenize, answers
         self._num_lanes, self._longest = num_lanes, longest
         self._outbox = Outbox()
         self._requests: dict[str, _Open] = {}
@@ -76,21 +81,26 @@ class Engine(base.Engine):
     @classmethod
     def start(cls, config: ModelConfig, place: Place) -> Engine:
         folder = resolve_source(config)
-        longest = _longest(config, encoder_stage.read_config(folder))
+        longest = _longest(config, folder)
+        cuts = _cuts(config, folder, place)
+        if place.rank == 0:
+            encoder_check.check(folder, cuts, config.task)
         meet(place, config.startup_timeout_s)
-        stage = _load_stage(config, folder, place)
+        dtype = getattr(torch, config.dtype)
+        stage = EncoderStage(folder, cuts[place.rank], dtype, _device(config, place), config.task)
         tokenize = _tokenizer(folder, longest) if place.rank == 0 else _no_texts
         num_lanes = 1 if place.num_ranks == 1 else config.num_lanes or place.num_ranks
-        engine = cls(Pipe(stage, place), tokenize, num_lanes, longest)
+        answers = _answers(config, folder)
+        engine = cls(Pipe(stage, place), tokenize, answers, num_lanes, longest)
         engine._run_thread(engine._loop if place.rank == 0 else engine._serve)
         return engine
 
     def submit(self, request_id: str, request: Request) -> None:
-        if not isinstance(request, EmbeddingRequest):
-            raise BadRequest("", "this model embeds texts; it does not generate")
+        texts = self._answers.texts_of(request)
+        check_size(texts, self._answers)
         self._outbox.open(request_id)
         with self._work:
-            self._requests[request_id] = _Open(request.inputs)
+            self._requests[request_id] = _Open(texts)
             self._work.notify()
 
     def cancel(self, request_id: str) -> None:
@@ -165,12 +175,12 @@ class Engine(base.Engine):
                 self._finish(request_id, opened, failure)
         token_ids = [text for _, _, texts in parts for text in texts]
         steps = plan_steps([len(text) for text in token_ids], self._num_lanes, self._longest)
-        vectors = iter(self._pipe.run(steps, token_ids))
+        outputs = iter(self._pipe.run(steps, token_ids))
         for request_id, opened, tokenized in parts:
-            opened.vectors += [next(vectors) for _ in tokenized]
+            opened.outputs += [next(outputs) for _ in tokenized]
             opened.num_tokens += sum(map(len, tokenized))
-            if len(opened.vectors) == len(opened.texts):
-                body = {"embeddings": opened.vectors, "num_input_tokens": opened.num_tokens}
+            if len(opened.outputs) == len(opened.texts):
+                body = self._answers.document(opened.outputs, opened.num_tokens)
                 self._finish(request_id, opened, Document(body))
 
     def _finish(self, request_id: str, opened: _Open, answer: Answer) -> None:
@@ -182,7 +192,7 @@ class Engine(base.Engine):
 
 
 def _rest(opened: _Open, most: int) -> tuple[str, ...]:
-    done = len(opened.vectors)
+    done = len(opened.outputs)
     return opened.texts[done : done + most]
 
 
@@ -190,8 +200,8 @@ def _no_texts(texts: Sequence[str]) -> list[list[int]]:
     raise AssertionError(f"only rank 0 is given texts; got {len(texts)}")
 
 
-def _longest(config: ModelConfig, model: Any) -> int:
-    positions = encoder_stage.max_positions(model)
+def _longest(config: ModelConfig, folder: Path) -> int:
+    positions = encoder_stage.max_positions(folder, config.task)
     if config.max_context > positions:
         raise ValueError(
             f"plait.max_context is {config.max_context}; {config.name} takes {positions} tokens"
@@ -199,15 +209,18 @@ def _longest(config: ModelConfig, model: Any) -> int:
     return config.max_context
 
 
-def _load_stage(config: ModelConfig, folder: Path, place: Place) -> EncoderStage:
+def _cuts(config: ModelConfig, folder: Path, place: Place) -> Sequence[Cut]:
+    """Each rank's layers, by their weights; the embeddings weigh on the first rank."""
+    layers, before, behind = encoder_surgery.count_weights(folder, config.task)
+    device = Device(Costs.of_weights(layers, before, behind))
+    return plan([device] * place.num_ranks, explicit=config.partition).cuts
+
+
+def _answers(config: ModelConfig, folder: Path) -> Answers:
     model = encoder_stage.read_config(folder)
-    # Without a decoder's head, the layers weigh the same; only the table adds to the first.
-    layer = 4 * model.hidden_size**2 + 2 * model.hidden_size * model.intermediate_size
-    table = model.vocab_size * model.hidden_size
-    device = Device(Costs.of_weights((layer,) * model.num_hidden_layers, table, 0))
-    made = plan([device] * place.num_ranks, explicit=config.partition)
-    cut = made.cuts[place.rank]
-    return EncoderStage(folder, cut, getattr(torch, config.dtype), _device(config, place))
+    if config.task == "classify":
+        return Classes(Labels.of(model.id2label, model.problem_type))
+    return Vectors(model.hidden_size)
 
 
 def _device(config: ModelConfig, place: Place) -> torch.device:

@@ -2,8 +2,9 @@
 
 Rank 0 decides what comes next and announces each step to the others: its shape and the lengths of
 its rows. That is all they need to build the attention mask and the buffers; hidden states then
-travel from rank to rank, one micro-batch behind the other, and the last rank sends the vectors to
-rank 0. Rank 0 may announce the next step while earlier ones are still on their way.
+travel from rank to rank, one micro-batch behind the other, and the last rank sends each text's
+vector, or its numbers by label, to rank 0. Rank 0 may announce the next step while earlier ones are
+still on their way.
 
 torch sizes a stage's buffers once, so there is one stage and schedule per shape; the latest shapes
 are kept. All ranks see the same steps in the same order and so keep the same ones.
@@ -125,7 +126,7 @@ class Pipe:
             lengths[row] = len(texts[text])
             token_ids[row, : len(texts[text])] = torch.tensor(texts[text], dtype=torch.int64)
         self._announce(_STEP, shape, lengths)
-        vectors = torch.empty(shape.num_rows, self._stage.hidden_size)
+        vectors = torch.empty(shape.num_rows, self._stage.num_outputs)
         arrival = None
         if self._last:
             # Asked for before the step is taken: the last rank can then never block on sending,
@@ -169,7 +170,7 @@ class Pipe:
         if is_input and stage.is_first:
             return torch.empty(shape.rows, shape.length, dtype=torch.int64, device="meta")
         if not is_input and stage.is_last:
-            return torch.empty(shape.rows, stage.hidden_size, device="meta")
+            return torch.empty(shape.rows, stage.num_outputs, device="meta")
         size = (shape.rows, shape.length, stage.hidden_size)
         return torch.empty(size, dtype=stage.dtype, device="meta")
 

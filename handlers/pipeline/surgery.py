@@ -15,6 +15,7 @@ end of building and refused. Whatever else may be in the way shows in ``family_c
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,23 @@ def _stage_class(model_class: Any, cut: Cut, config: Any) -> Any:
         if not is_last:
             _leave_out_outputs(self, decoder)
 
+    return part_class(model_class, init)
+
+
+def part_class(model_class: Any, init: Callable[..., None]) -> Any:
+    """A class that loads what ``init`` leaves of a model, as the model's own class would."""
+
+    def init_weights(self: Any, module: nn.Module) -> None:
+        # What a module sets in its parts' weights cannot be set in a part that was left out.
+        is_whole = not any(isinstance(part, Skip) for part in module.children())
+        if is_whole or any(True for _ in module.buffers(recurse=False)):
+            model_class._init_weights(self, module)
+
     attributes = {
         "__init__": init,
         # Weights are renamed and merged for classes of transformers only, known by their module.
         "__module__": model_class.__module__,
+        "_init_weights": init_weights,
         "_keys_to_ignore_on_load_unexpected": [".*"],
     }
     return type(model_class.__name__, (model_class,), attributes)
@@ -169,7 +183,7 @@ def _leave_out_inputs(decoder: Any, keep_embedding: bool) -> None:
 
 
 def _leave_out_outputs(model: Any, decoder: Any) -> None:
-    for name in _output_modules(decoder):
+    for name in output_modules(decoder):
         setattr(decoder, name, Skip())
     # Only the decoder is run, so nothing behind it is needed.
     for name, module in list(model.named_children()):
@@ -178,7 +192,7 @@ def _leave_out_outputs(model: Any, decoder: Any) -> None:
     model.all_tied_weights_keys = {}
 
 
-def _output_modules(decoder: Any) -> list[str]:
+def output_modules(decoder: Any) -> list[str]:
     names = [name for name, _ in decoder.named_children()]
     return [
         name
@@ -247,7 +261,7 @@ def _without_layers(stage: StageModel, given: Tensor) -> Tensor:
     decoder, text = stage.decoder, stage.config.get_text_config(decoder=True)
     path = layers_path(decoder, text.num_hidden_layers)
     layers = decoder.get_submodule(path)
-    norms = {name: getattr(decoder, name) for name in _output_modules(decoder)}
+    norms = {name: getattr(decoder, name) for name in output_modules(decoder)}
     positions = torch.arange(given.shape[1], device=given.device)[None]
     try:
         replace(decoder, path, nn.ModuleList())

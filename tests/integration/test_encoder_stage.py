@@ -10,13 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from handlers.pipeline.encoder_stage import (
-    FAMILIES,
-    EncoderStage,
-    Pooling,
-    max_positions,
-    read_config,
-)
+from handlers.pipeline import encoder_check
+from handlers.pipeline.encoder_stage import EncoderStage, Pooling, max_positions
+from handlers.pipeline.encoder_surgery import count_weights
+
+FAMILIES = (
+    "bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "modernbert",
+)  # fmt: skip
 
 SMALL = {
     "hidden_size": 32,
@@ -29,11 +29,22 @@ SMALL = {
 CPU = torch.device("cpu")
 
 
-def write_model(folder, family, **save):
+OWN = {"modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2}}
+
+
+def write_model(folder, family, task="embed", **save):
     """A checkpoint as transformers writes it, and the model that is in it."""
-    config = transformers.AutoConfig.for_model(family, **SMALL)
+    common = SMALL | {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "num_labels": 3}
+    config = transformers.AutoConfig.for_model(family, **common | OWN.get(family, {}))
+    if family == "modernbert":
+        config.cls_token_id, config.sep_token_id = 2, 3
     torch.manual_seed(7)
-    model = transformers.AutoModel.from_config(config, add_pooling_layer=False).eval()
+    classes = {"embed": transformers.AutoModel}
+    classes["classify"] = transformers.AutoModelForSequenceClassification
+    model = classes[task].from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
     model.save_pretrained(folder, **save)
     return model
 
@@ -44,11 +55,11 @@ def batch():
     return token_ids, mask
 
 
-def chained(folder, cuts):
+def chained(folder, cuts, task="embed"):
     x, mask = batch()
     with torch.no_grad():
         for cut in pairwise(cuts):
-            x = EncoderStage(folder, cut, torch.float32, CPU)(x, attention_mask=mask)
+            x = EncoderStage(folder, cut, torch.float32, CPU, task)(x, attention_mask=mask)
     return x
 
 
@@ -65,6 +76,19 @@ def test_stages_in_a_row_are_the_model(family, cuts, tmp_path):
     model = write_model(tmp_path, family)
 
     assert torch.allclose(chained(tmp_path, cuts), mean(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [(0, 3), (0, 1, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_in_a_row_are_the_classifier(family, cuts, tmp_path):
+    model = write_model(tmp_path, family, "classify")
+    token_ids, mask = batch()
+    with torch.no_grad():
+        expected = model(input_ids=token_ids, attention_mask=mask).logits
+
+    assert torch.allclose(chained(tmp_path, cuts, "classify"), expected, atol=1e-5)
+    assert expected.shape == (3, 3)
+    assert expected.std() > 0.01
 
 
 def test_weights_in_several_files_are_found(tmp_path):
@@ -91,10 +115,30 @@ def test_a_stage_holds_its_own_layers_only(tmp_path):
     assert sum(p.numel() for p in stage.parameters()) == 2 * per_layer
 
 
+def test_only_the_last_stage_holds_a_classifiers_head(tmp_path):
+    model = write_model(tmp_path, "distilbert", "classify")
+    head = [model.pre_classifier, model.classifier]
+    layers, table, behind = count_weights(tmp_path, "classify")
+
+    stages = [
+        EncoderStage(tmp_path, cut, torch.float32, CPU, "classify") for cut in ((0, 2), (2, 3))
+    ]
+
+    sizes = [sum(p.numel() for p in stage.parameters()) for stage in stages]
+    assert behind == sum(p.numel() for module in head for p in module.parameters())
+    assert sizes == [table + 2 * layers[0], layers[2] + behind]
+
+
 def test_roberta_loses_the_positions_before_its_first(tmp_path):
     write_model(tmp_path, "roberta")
 
-    assert max_positions(read_config(tmp_path)) == 38
+    assert max_positions(tmp_path, "embed") == 38
+
+
+def test_bert_has_all_its_positions(tmp_path):
+    write_model(tmp_path, "bert", "classify")
+
+    assert max_positions(tmp_path, "classify") == 40
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path):
@@ -102,8 +146,32 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
 
-    with pytest.raises(ValueError, match=r"has no tensor bert\.encoder\.layer\.3\."):
+    with pytest.raises(ValueError, match=r"lack or misfit \['encoder\.layer\.3\."):
         EncoderStage(tmp_path, (3, 4), torch.float32, CPU)
+
+
+def test_an_embedding_model_has_no_classifiers_head_to_offer(tmp_path):
+    write_model(tmp_path, "bert")
+
+    with pytest.raises(ValueError, match=r"lack or misfit .*classifier"):
+        EncoderStage(tmp_path, (1, 3), torch.float32, CPU, "classify")
+
+
+@pytest.mark.parametrize("family", ["Bert", "DistilBert", "Electra", "ModernBert"])
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_an_encoder_at_its_real_size_is_tried_and_found_good(task, family, tmp_path):
+    config = getattr(transformers, family + "Config")()
+    config.save_pretrained(tmp_path)
+
+    encoder_check.check(tmp_path, [(0, 2), (2, config.num_hidden_layers)], task)
+
+
+@pytest.mark.parametrize("family", ["Albert", "XLNet", "Gemma"])
+def test_an_encoder_that_cannot_be_cut_is_refused_by_name(family, tmp_path):
+    getattr(transformers, family + "Config")(num_hidden_layers=4).save_pretrained(tmp_path)
+
+    with pytest.raises(ValueError, match=f"split {family.lower()} models"):
+        encoder_check.check(tmp_path, [(0, 2), (2, 4)], "classify")
 
 
 def write_modules(folder, *kinds, pooling="mean_tokens"):
