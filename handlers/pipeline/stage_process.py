@@ -173,6 +173,7 @@ class StageProcess:
                 self._tokenizer,
                 message["eos_token_ids"],
             )
+            self._sampler.prepare()
         logger.info("stage_loaded stage=%d kernels=%s %r", self._index, how, self._stage)
         self._tell(
             "load",

@@ -1,7 +1,8 @@
 """Log probabilities of the model's own distribution: before penalties, temperature and filters.
 
 They are natural logarithms of the softmax of the logits as float32. Of tokens that are equally
-likely those with lower ids come first, on every device.
+likely those with lower ids come first, on every device. A token that cannot come, whose logarithm
+would be infinite and no JSON number, has ``LEAST``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 
 from handlers.pipeline.sampling import ranking, weights
+
+#: No token is told to be less likely.
+LEAST: Final = -9999.0
 
 _LOW_HALF: Final = (1 << 32) - 1
 #: How many more of the highest logits are looked at on the CPU than are asked for.
@@ -38,6 +42,7 @@ def of_tokens(logits: Tensor, token_ids: Tensor, count: int) -> Tensor:
     top = likeliest(logits, count)
     wanted = torch.cat([token_ids[:, None], top], dim=1)
     found = logits.gather(1, wanted).to(torch.float64) - norm[:, None]
+    found = found.clamp_(min=LEAST)
     return torch.cat([found[:, :1], top.to(torch.float64), found[:, 1:]], dim=1)
 
 
