@@ -59,7 +59,7 @@ QUICK = replace(
 #: The type in which everything is run, and tokens must be equal; other types get the main parts.
 MAIN_TYPE = "float32"
 #: Seconds all waiting for a quiet machine may take together.
-PATIENCE_S, QUICK_PATIENCE_S = 120.0, 5.0
+PATIENCE_S, QUICK_PATIENCE_S = 90.0, 2.0
 
 
 def main() -> int:

@@ -92,6 +92,8 @@ class Bench:
     def equal(self, where: str, dtype: str, got: Outcome, expected: Sequence[Sequence[int]]) -> str:
         """How many jobs got the expected tokens; in float32 all must."""
         same, total = num_equal(got.tokens, expected), len(expected)
-        if same < total and dtype == "float32":
-            self.report.wrong.append(f"{where} {total - same} of {total}")
+        if dtype == "float32":
+            self.report.num_compared += total
+            if same < total:
+                self.report.wrong.append(f"{where} {total - same} of {total}")
         return f"{same}/{total}"

@@ -16,7 +16,7 @@ from benchmarks.engine.report import Figure, percent, rate
 from benchmarks.engine.workload import GEMMA_2B, Shape, mixed_prompts, model_folder
 
 GOAL_BANDWIDTH = 0.75
-DTYPE = "bfloat16"
+DTYPE, DEVICE = "bfloat16", "gpu"
 BATCHES = (1, 64)
 NUM_TOKENS, MEAN_PROMPT, MAX_CONTEXT = 128, 64, 512
 _COPY_BYTES = 4 * 1024**3
@@ -53,7 +53,7 @@ def run(bench: Bench, shape: Shape = GEMMA_2B) -> None:
     name = torch.cuda.get_device_name()
     torch.cuda.empty_cache()
     folder = model_folder(shape, bench.cache, DTYPE)
-    settings = Settings(str(folder), DTYPE, num_threads=4, max_context=MAX_CONTEXT, device="gpu")
+    settings = Settings(str(folder), DTYPE, num_threads=4, max_context=MAX_CONTEXT, device=DEVICE)
     rows: list[list[object]] = []
     for batch in BATCHES:
         prompts = mixed_prompts(batch, MEAN_PROMPT, shape.vocab_size)

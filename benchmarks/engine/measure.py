@@ -7,6 +7,7 @@ its children. Before each repetition the machine is given time to fall quiet.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +18,10 @@ from benchmarks.engine.figures import Outcome, Sample, outcome
 from benchmarks.engine.host import Host
 
 #: Share of the machine below which it counts as quiet.
-QUIET_RATIO = 0.03
-_LOOK_S = 0.5
+QUIET_RATIO = 0.05
+_LOOK_S = 0.25
+#: Looks in one wait: the quiet of the whole run is not spent on its first repetition.
+_MOST_LOOKS = 40
 
 
 class NoiseMeter:
@@ -29,9 +32,15 @@ class NoiseMeter:
         self._machine, self._own = _machine_seconds(), _own_seconds()
 
     def ratio(self) -> float:
-        took = time.perf_counter() - self._began
-        others = (_machine_seconds() - self._machine) - (_own_seconds() - self._own)
-        return max(0.0, others) / (took * (psutil.cpu_count() or 1))
+        own = _own_seconds() - self._own
+        return max(0.0, self.busy_ratio() - own / self._whole_s())
+
+    def busy_ratio(self) -> float:
+        """The share that anybody took, this process and its children included."""
+        return (_machine_seconds() - self._machine) / self._whole_s()
+
+    def _whole_s(self) -> float:
+        return (time.perf_counter() - self._began) * (psutil.cpu_count() or 1)
 
 
 def _machine_seconds() -> float:
@@ -46,22 +55,26 @@ def _own_seconds() -> float:
     this = psutil.Process()
     total = 0.0
     for process in [this, *this.children(recursive=True)]:
-        times = process.cpu_times()
-        total += times.user + times.system
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
     return total
 
 
 class Patience:
-    """Waits for the machine to fall quiet, up to a limit for all waits together."""
+    """Waits for the machine to fall quiet, up to a limit for all waits together.
+
+    Our own contenders count: one that still starts a spare process would disturb the next.
+    """
 
     def __init__(self, limit_s: float) -> None:
         self._left_s = limit_s
 
     def wait(self) -> None:
-        while self._left_s > 0:
+        for _ in range(_MOST_LOOKS):
             meter = NoiseMeter()
             time.sleep(_LOOK_S)
-            if meter.ratio() <= QUIET_RATIO:
+            if meter.busy_ratio() <= QUIET_RATIO or self._left_s <= 0:
                 return
             self._left_s -= _LOOK_S
 

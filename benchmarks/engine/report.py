@@ -42,6 +42,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     #: Contenders whose greedy tokens in float32 differ from generate's, and by how many jobs.
     wrong: list[str] = field(default_factory=list)
+    #: Jobs whose tokens were compared in float32.
+    num_compared: int = 0
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         self.tables.append({"title": title, "columns": list(columns), "rows": list(rows)})
@@ -60,7 +62,11 @@ class Report:
 
     def line(self) -> str:
         """The last line of a run: all figures."""
-        tokens = f"tokens differ: {'; '.join(self.wrong)}" if self.wrong else "tokens equal"
+        tokens = "tokens not compared"
+        if self.num_compared:
+            tokens = f"tokens of {self.num_compared} answers equal"
+        if self.wrong:
+            tokens = f"tokens differ: {'; '.join(self.wrong)}"
         return "bench-engine: " + " | ".join([*map(str, self.figures), tokens])
 
     def to_document(self) -> dict[str, Any]:

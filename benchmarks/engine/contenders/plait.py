@@ -24,11 +24,12 @@ _WAIT_S = 1.0
 class Contender(base.Contender):
     def __init__(self, settings: Settings) -> None:
         self._engine = start_engine(_config(settings), Place())
-        self._num_runs = 0
+        self._num_stages, self._num_runs = settings.num_stages, 0
 
     def run(self, jobs: Sequence[Job]) -> Run:
         self._num_runs += 1
-        return _Watch(self._engine, jobs, f"run{self._num_runs}").run()
+        name = f"run{self._num_runs}"
+        return _Watch(self._engine, self._num_stages, jobs, name).run()
 
     def close(self) -> None:
         self._engine.close()
@@ -37,8 +38,8 @@ class Contender(base.Contender):
 class _Watch:
     """One run: gives the jobs to the engine and notes what comes, when."""
 
-    def __init__(self, engine: Engine, jobs: Sequence[Job], name: str) -> None:
-        self._engine, self._jobs = engine, jobs
+    def __init__(self, engine: Engine, num_stages: int, jobs: Sequence[Job], name: str) -> None:
+        self._engine, self._num_stages, self._jobs = engine, num_stages, jobs
         self._ids = [f"{name}-{index}" for index in range(len(jobs))]
         self._early = [index for index, job in enumerate(jobs) if not job.after_tokens]
         self._late = [index for index, job in enumerate(jobs) if job.after_tokens]
@@ -46,8 +47,8 @@ class _Watch:
         self._arrivals: list[list[float]] = [[] for _ in jobs]
         self._open: set[int] = set()
         self._late_at_s: float | None = None
-        #: (moment, processor seconds of each stage): when all decode, and when the first is done.
-        self._busy_marks: list[tuple[float, list[float]]] = []
+        #: (moment, processor seconds of each child): when all decode, and when the first is done.
+        self._busy_marks: list[tuple[float, dict[int, float]]] = []
 
     def run(self) -> Run:
         self._began = time.perf_counter()
@@ -96,23 +97,26 @@ class _Watch:
     def _mark(self) -> None:
         counts = [len(tokens) for tokens in self._tokens]
         if not self._busy_marks and min(counts) > 0:
-            self._busy_marks.append(_stage_seconds())
+            self._busy_marks.append(_child_seconds())
         all_open = len(self._open) == len(self._jobs)
         if len(self._busy_marks) == 1 and not all_open:
-            self._busy_marks.append(_stage_seconds())
+            self._busy_marks.append(_child_seconds())
 
     def _stage_busy(self) -> list[float]:
         if len(self._busy_marks) != 2:
             return []
         (began, before), (ended, after) = self._busy_marks
         took = ended - began
-        return [(now - then) / took for then, now in zip(before, after, strict=True)]
+        shares = {pid: (after[pid] - before[pid]) / took for pid in before if pid in after}
+        # A process that stands by for a stage that dies does nothing meanwhile.
+        most = sorted(shares, key=lambda pid: shares[pid])[-self._num_stages :]
+        return [share for pid, share in shares.items() if pid in most]
 
 
-def _stage_seconds() -> tuple[float, list[float]]:
-    """The stages are this process's only children; with one thread each they work or sleep."""
-    times = [child.cpu_times() for child in psutil.Process().children()]
-    return time.perf_counter(), [each.user + each.system for each in times]
+def _child_seconds() -> tuple[float, dict[int, float]]:
+    """Now, and what each child has computed; with one thread each they work or sleep."""
+    times = {child.pid: child.cpu_times() for child in psutil.Process().children()}
+    return time.perf_counter(), {pid: each.user + each.system for pid, each in times.items()}
 
 
 def _config(settings: Settings) -> ModelConfig:
