@@ -47,8 +47,8 @@ class Costs:
     head: Part
     #: Seconds of a step on every stage, whatever its layers.
     fixed_s: float = 0.0
-    #: Whether head and embedding are one matrix; a stage that has both holds it once.
-    is_tied: bool = False
+    #: Weights that are both embedding and head; a stage that has both holds them once.
+    tied_bytes: int = 0
     is_measured: bool = False
 
     @classmethod
@@ -73,10 +73,10 @@ class Costs:
         layer = (attention + 3 * hidden * inner * experts) * bytes_per_weight
         table: int = config.vocab_size * hidden * bytes_per_weight
         costs = cls.of_weights((layer,) * config.num_hidden_layers, table, table)
-        kv_bytes = 2 * key_heads * head_size * BLOCK * bytes_per_weight
+        kv_bytes = kv_bytes_per_block(config, bytes_per_weight)
         layers = tuple(replace(part, kv_bytes=kv_bytes) for part in costs.layers)
         is_tied = bool(getattr(config, "tie_word_embeddings", False))
-        return replace(costs, layers=layers, is_tied=is_tied)
+        return replace(costs, layers=layers, tied_bytes=table if is_tied else 0)
 
     @property
     def seconds(self) -> float:
@@ -99,10 +99,10 @@ class Costs:
 
     def bytes_beside(self, cut: Cut) -> int:
         """Of the weights that stage holds, its layers left out."""
-        is_last = cut[1] == len(self.layers)
-        has_table = cut[0] == 0 and not (is_last and self.is_tied)
-        table = self.embedding.weight_bytes if has_table else 0
-        return table + (self.head.weight_bytes if is_last else 0)
+        is_first, is_last = cut[0] == 0, cut[1] == len(self.layers)
+        table = self.embedding.weight_bytes if is_first else 0
+        head = self.head.weight_bytes if is_last else 0
+        return table + head - (self.tied_bytes if is_first and is_last else 0)
 
     def kv_bytes_of(self, cut: Cut) -> int:
         """Of the keys and values of one block on a stage with the layers ``cut``."""
@@ -162,7 +162,8 @@ class Profile:
     head: PartProfile
     #: What a step costs every stage, whatever its layers.
     fixed: PartProfile
-    is_tied: bool = False
+    #: Weights that are both embedding and head.
+    tied_bytes: int = 0
     #: Seconds the measuring took.
     took_s: float = 0.0
 
@@ -174,7 +175,7 @@ class Profile:
             self.embedding.at(rows, self.rows),
             self.head.at(rows, self.rows),
             self.fixed.at(rows, self.rows).seconds,
-            self.is_tied,
+            self.tied_bytes,
             is_measured=True,
         )
 
@@ -200,6 +201,14 @@ class Profile:
                 "fixed": part(document["fixed"]),
             }
         )
+
+
+def kv_bytes_per_block(config: Any, bytes_per_number: int) -> int:
+    """What one layer keeps of a block of positions, by a decoder's configuration."""
+    heads: int = config.num_attention_heads
+    key_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    head_size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return 2 * key_heads * head_size * BLOCK * bytes_per_number
 
 
 def interpolate(x: float, known: Sequence[float], values: Sequence[float]) -> float:

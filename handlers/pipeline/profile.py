@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from handlers.pipeline.memory import free_bytes, memory_name
-from handlers.pipeline.part_costs import Costs, Part, PartProfile, Profile
+from handlers.pipeline.part_costs import Costs, PartProfile, Profile, kv_bytes_per_block
 from handlers.pipeline.skeleton import Kind, Skeleton, random_tensor
 from handlers.pipeline.stage import Stage
 from handlers.pipeline.step import BLOCK, Row, Step
@@ -89,7 +89,7 @@ def measure(
         embedding.profile(),
         head.profile(fixed),
         fixed.profile(),
-        skeleton.is_tied,
+        skeleton.tied_bytes,
         time.perf_counter() - began,
     )
 
@@ -103,17 +103,9 @@ def count(model_dir: Path, dtype: torch.dtype) -> Costs:
     skeleton = Skeleton(model_dir, dtype)
     sizes = [skeleton.kinds[kind].weight_bytes for kind in skeleton.kind_of_layer]
     costs = Costs.of_weights(sizes, skeleton.embedding_bytes, skeleton.head_bytes)
-    kv_bytes = [_kv_bytes(skeleton, kind) for kind in skeleton.kinds]
-    layers = tuple(
-        Part(part.seconds, part.weight_bytes, kv_bytes[kind])
-        for part, kind in zip(costs.layers, skeleton.kind_of_layer, strict=True)
-    )
-    return Costs(layers, costs.embedding, costs.head, is_tied=skeleton.is_tied)
-
-
-def _kv_bytes(skeleton: Skeleton, kind: Kind) -> int:
-    meta = torch.device("meta")
-    return Stage(skeleton.layers(kind, 1, meta), 1, BLOCK).kv_bytes_per_block
+    kv_bytes = kv_bytes_per_block(skeleton.text_config, dtype.itemsize)
+    layers = tuple(replace(part, kv_bytes=kv_bytes) for part in costs.layers)
+    return replace(costs, layers=layers, tied_bytes=skeleton.tied_bytes)
 
 
 def _largest(logits: Tensor) -> Tensor:

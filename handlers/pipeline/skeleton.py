@@ -56,6 +56,7 @@ class Skeleton:
         self.dtype = dtype
         self._model, self._decoder = model, _decoder(model)
         text = config.get_text_config(decoder=True)
+        self.text_config = text
         self.hidden_size: int = text.hidden_size
         self._path, layers = _layers(self._decoder, text.num_hidden_layers)
         types = list(getattr(text, "layer_types", None) or [None] * len(layers))
@@ -81,7 +82,7 @@ class Skeleton:
         embedding, head = self._decoder.get_input_embeddings(), self._model.get_output_embeddings()
         tables = [m for m in _outside(self._decoder, layers) if isinstance(m, nn.Embedding)]
         self._tables = tables
-        self.is_tied = head.weight is embedding.weight
+        self.tied_bytes = _bytes(head) if head.weight is embedding.weight else 0
         self.vocabulary_size: int = head.weight.shape[0]
         self.embedding_bytes = sum(map(_bytes, tables))
         inputs = self.embedding_bytes + _bytes(layers)

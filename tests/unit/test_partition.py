@@ -157,7 +157,7 @@ def test_an_explicit_partition_too_large_for_its_devices_is_refused() -> None:
 
 
 def test_a_tied_head_is_held_once_by_the_stage_that_has_both() -> None:
-    given = replace(costs(4, layer=10, embedding=500, head=500), is_tied=True)
+    given = replace(costs(4, layer=10, embedding=500, head=500), tied_bytes=500)
 
     assert plan([Device(given)]).stages[0].weight_bytes == 540
     assert [s.weight_bytes for s in plan([Device(given)] * 2, explicit=[2, 2]).stages] == [520] * 2
