@@ -68,13 +68,17 @@ class LaneModel:
     def choose(self, num_rows: int) -> int:
         """Lanes for so many rows: at least 1, at most one for each row."""
         if self._fixed is not None:
-            return max(1, min(self._fixed, num_rows))
+            return self.default(num_rows)
         self._num_rows = num_rows
         if self._trial is not None and self._trial.lanes <= num_rows:
             return self._trial.lanes
         if num_rows not in self._choices:
             self._choices[num_rows] = self._best(num_rows)
         return self._choices[num_rows]
+
+    def default(self, num_rows: int) -> int:
+        """Lanes for so many rows while nothing is known: one for each stage, or those fixed."""
+        return max(1, min(self._fixed or self._num_stages, num_rows))
 
     def cycle_s(self, num_rows: int) -> float | None:
         """Seconds in which each of so many rows gets a token; None: not known yet."""
@@ -109,11 +113,10 @@ class LaneModel:
         return max(slowest_s, way_s)
 
     def _best(self, num_rows: int) -> int:
-        default = max(1, min(self._num_stages, num_rows))
         cycles = {}
         for lanes in range(1, max(1, min(_LANES_PER_STAGE * self._num_stages, num_rows)) + 1):
             if (cycle_s := self._cycle_s(lanes, num_rows)) is None:
-                return default
+                return self.default(num_rows)
             cycles[lanes] = cycle_s
         shortest = min(cycles.values())
         return next(lanes for lanes, each in cycles.items() if each <= _AS_GOOD * shortest)

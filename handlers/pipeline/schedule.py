@@ -75,8 +75,9 @@ class Schedule:
     def __init__(self, shape: Shape, lanes: LaneModel, pace: Pace | None = None) -> None:
         self._shape, self._lanes = shape, lanes
         self._pace = pace or Pace(shape.num_stages, shape.prefill_chunk, shape.gap_factor)
-        #: Slots of a group, whose rows are all in a decode step of exact mode.
-        self._group_size = -(-shape.max_rows // lanes.choose(shape.max_rows))
+        #: Slots of a group, whose rows are all in a decode step of exact mode: as many groups as
+        #: there are lanes before anything is observed, so that a restart changes no shape.
+        self._group_size = -(-shape.max_rows // lanes.default(shape.max_rows))
         self._slots = Slots(shape, self._group_size)
         self._flights: dict[int, _Flight] = {}
         self._num_issued = self._num_lanes = self._num_mismatches = 0
@@ -141,7 +142,9 @@ class Schedule:
         """The next step to send, or None when there is nothing to do before a result comes."""
         if self._is_parked:
             return None
-        alone = next((each for each in self.sequences if each.is_suspect), None)
+        everyone = (*self._slots.waiting, *self._slots.running)
+        suspects = [each for each in everyone if each.is_suspect]
+        alone = min(suspects, key=lambda suspect: suspect.arrival, default=None)
         if alone is None:
             self._slots.admit()
             running = self._slots.running
@@ -324,7 +327,8 @@ class Schedule:
         if sequence.is_open and not (sequence.is_replaying and is_known):
             return []
         sequence.is_open = True
-        sequence.is_replaying = self._shape.is_exact and not is_known
+        has_known = len(sequence.token_ids) > sequence.num_prompt
+        sequence.is_replaying = self._shape.is_exact and has_known and not is_known
         return [sequence.opening(0 if sequence.is_replaying else None)]
 
 

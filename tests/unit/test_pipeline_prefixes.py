@@ -244,6 +244,18 @@ def test_others_do_not_wait_for_those_who_wait_for_a_prefix() -> None:
     assert other.slot is not None
 
 
+def test_the_slot_of_one_who_waits_for_a_prefix_is_kept() -> None:
+    plan = schedule(max_rows=2)
+    asked(plan, TEXT[:290], num_answers=2)
+    (other,) = asked(plan, [5] * 10)
+
+    plan.issue()
+    assert other.slot is None
+    while plan.issue() is not None:
+        pass
+    assert [each.slot is None for each in plan.sequences] == [False, False, True]
+
+
 def test_after_a_reset_nothing_is_found() -> None:
     plan = schedule()
     finish(plan, *asked(plan, TEXT[:128]))

@@ -303,6 +303,16 @@ def test_a_draw_with_a_fault_stops_its_sequence_only() -> None:
     assert [row.slot for row in issued(plan).rows] == [good.slot]
 
 
+def test_one_with_a_fault_keeps_no_prompt_waiting() -> None:
+    plan = schedule()
+    begun(plan, 1)
+    step = issued(plan)
+    plan.apply(step.number, [Draw(-1, fault="logits are not finite")])
+    added(plan, 24)
+
+    assert [taken(plan, issued(plan)) for _ in range(3)] == [[], [], ["0"]]
+
+
 def test_after_a_reset_all_start_anew_and_late_results_change_nothing() -> None:
     plan = schedule()
     sequences = begun(plan, 3, 4)
@@ -348,13 +358,25 @@ def test_a_suspect_runs_alone_until_it_has_grown() -> None:
 
 def test_a_suspect_waits_for_the_steps_in_flight() -> None:
     plan = schedule(stages=2)
-    _, second = begun(plan, 1, 1)
+    begun(plan, 1)
     step = issued(plan)
-    second.suspect_until = len(second.token_ids)
+    (suspect,) = added(plan, 20)
+    suspect.suspect_until = 20
 
     assert plan.issue() is None
     taken(plan, step)
-    assert [row.slot for row in issued(plan).rows] == [second.slot]
+    assert [row.slot for row in issued(plan).rows] == [suspect.slot]
+
+
+def test_a_suspect_takes_a_slot_when_all_are_taken() -> None:
+    plan = schedule(rows=2)
+    old, young = begun(plan, 1, 1)
+    (suspect,) = added(plan, 20)
+    suspect.suspect_until = 20
+
+    issued(plan)
+
+    assert [each.slot for each in (old, young, suspect)] == [0, None, 1]
 
 
 def test_those_in_flight_are_named_once() -> None:
@@ -386,6 +408,17 @@ class TestExactMode:
 
         assert {step.width for step in steps} == {8}
         assert [shape_of(step) for step in steps] == [[(0, 0, 8)], [(0, 8, 8)], [(0, 16, 4)]]
+
+    def test_groups_stay_what_they_are_whatever_was_observed(self) -> None:
+        lanes = LaneModel(2)
+        for rows in (4, 8):
+            for stage in (0, 1):
+                lanes.observe(1, rows, stage, 0.01)
+        plan = Schedule(Shape(2, 8, 8, 256, 32, is_exact=True), lanes)
+        added(plan, 1)
+        taken(plan, issued(plan))
+
+        assert len(issued(plan).rows) == 4
 
     def test_known_tokens_are_drawn_again_one_at_a_time(self) -> None:
         plan = schedule(is_exact=True)
@@ -434,6 +467,13 @@ class TestFewBlocks:
         plan.remove(first)
         issued(plan)
         assert [each.slot for each in (second, third)] == [0, 1]
+
+    def test_blocks_are_left_for_those_that_run(self) -> None:
+        plan = schedule(chunk=256, num_blocks=6)
+        _, second = *begun(plan, 100), *added(plan, 200)
+        issued(plan)
+
+        assert second.slot is None
 
     def test_the_youngest_makes_room_and_comes_back_first(self) -> None:
         plan = schedule(chunk=256, num_blocks=5)
