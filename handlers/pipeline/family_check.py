@@ -98,7 +98,7 @@ def _refuse_by_config(config: Any, max_context: int) -> None:
         raise _refusal(config, "it keeps a running state, which no block of positions can hold")
     if others := set(getattr(text, "layer_types", None) or ()) - set(LAYER_TYPES):
         kinds = ", ".join(sorted(others))
-        raise _refusal(config, f"it has layers that keep other memory than keys ({kinds})")
+        raise _refusal(config, f"it has layers whose masks or memory stages do not know ({kinds})")
     for rope in ropes(text):
         kind = str(rope.get("rope_type", "default"))
         original = rope.get("original_max_position_embeddings") or getattr(

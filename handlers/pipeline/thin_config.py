@@ -39,7 +39,7 @@ _INNER: Final = {
 }
 #: Experts are all alike; a layer needs more of them than any token takes, in groups or not.
 _EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-MAX_EXPERTS: Final = 32
+MAX_EXPERTS: Final = 16
 _HEADS: Final = ("num_attention_heads", "n_head", "num_heads")
 _KEY_HEADS: Final = ("num_key_value_heads", "num_kv_heads")
 _WIDTHS: Final = {
@@ -98,6 +98,7 @@ def _narrow(text: Any) -> None:
     hidden = text.hidden_size
     head_dim = getattr(text, "head_dim", None) or hidden // heads
     _small_inside(text)
+    _fewer_experts(text)
     for name, value in list(vars(text).items()):
         if value == hidden and not any(other in name for other in _NO_WIDTHS):
             setattr(text, name, HIDDEN)
@@ -112,6 +113,7 @@ def _narrow_keeping_heads(text: Any) -> None:
     heads, key_heads = _first(text, _HEADS), _first(text, _KEY_HEADS)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     _small_inside(text)
+    _fewer_experts(text)
     _set(text, dict.fromkeys(_HEADS, NUM_HEADS))
     _set(text, dict.fromkeys(_KEY_HEADS, _fewer(key_heads, heads)))
     _set(text, {"hidden_size": NUM_HEADS * head_dim})
@@ -119,6 +121,9 @@ def _narrow_keeping_heads(text: Any) -> None:
 
 def _small_inside(text: Any) -> None:
     _set(text, _INNER)
+
+
+def _fewer_experts(text: Any) -> None:
     experts = _first(text, _EXPERTS)
     if isinstance(experts, int) and experts > MAX_EXPERTS:
         _set(text, dict.fromkeys(_EXPERTS, MAX_EXPERTS))
