@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,7 +31,7 @@ from handlers.lifecycle import start_engine
 from handlers.model_config import ModelConfig
 from handlers.outbox import is_final
 from handlers.testing.random_model import write_random_model
-from handlers.wire import Chunk, GenerationRequest
+from handlers.wire import Chunk, GenerationRequest, join
 
 SIZES = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -65,13 +66,14 @@ class Model:
         )
         self.engine: Engine = start_engine(_config(root, self.folder), Place())
 
-    def token_ids(self, request: GenerationRequest) -> list[int]:
+    def say(self, request: GenerationRequest) -> Chunk:
+        """The whole answer in one piece."""
         self.engine.submit("a", request)
         answers = []
         while not (answers and is_final(answers[-1])):
             assert self.engine.wait(30)
             answers += self.engine.take("a")
-        return [token for each in answers if isinstance(each, Chunk) for token in each.token_ids]
+        return functools.reduce(join, [each for each in answers if isinstance(each, Chunk)])
 
     def generated(self, prompt: list[int]) -> list[int]:
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
@@ -102,17 +104,20 @@ def test_greedy_tokens_are_those_of_generate(model: Model, demo_folder: Path) ->
     tokenizer = transformers.AutoTokenizer.from_pretrained(demo_folder)
     prompt = list(tokenizer(PROMPT)["input_ids"])
 
-    token_ids = model.token_ids(REQUEST)
+    token_ids = model.say(REQUEST).token_ids
 
     assert len(set(token_ids)) > 6
-    assert token_ids == model.generated(prompt)
+    assert list(token_ids) == model.generated(prompt)
 
 
-def test_a_sampled_answer_goes_on_from_its_tokens(model: Model) -> None:
-    request = replace(REQUEST, temperature=0.8, seed=5)
-    whole = model.token_ids(request)
+def test_a_sampled_answer_goes_on_to_the_bit(model: Model) -> None:
+    request = replace(REQUEST, temperature=0.8, seed=5, logprobs=2)
+    whole = model.say(request)
 
-    assert model.token_ids(replace(request, generated=tuple(whole[:7]))) == whole[7:]
+    rest = model.say(replace(request, generated=whole.token_ids[:7]))
+
+    assert rest.token_ids == whole.token_ids[7:]
+    assert rest.logprobs == whole.logprobs[7:]
 
 
 def test_a_model_that_keeps_nothing_reads_everything_again(root: Path, tmp_path: Path) -> None:
