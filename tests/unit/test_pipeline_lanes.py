@@ -63,7 +63,7 @@ def rate_with(lanes: int, num_stages: int, rows: int, takes: Takes, link_s: floa
     "takes", [flat, linear, mixed, uneven, shared_bandwidth, shared_in_part, tiny]
 )
 @pytest.mark.parametrize("link_s", [0.0, 0.010])
-@pytest.mark.parametrize(("num_stages", "rows"), [(1, 8), (2, 2), (2, 8), (4, 16)])
+@pytest.mark.parametrize(("num_stages", "rows"), [(1, 8), (2, 8), (4, 16)])
 def test_the_lanes_are_as_good_as_any_fixed_number(
     takes: Takes, link_s: float, num_stages: int, rows: int
 ) -> None:
@@ -74,9 +74,9 @@ def test_the_lanes_are_as_good_as_any_fixed_number(
     )
 
     run = simulation(LaneModel(num_stages), num_stages, rows, takes, link_s)
-    run.run(600)
+    run.run(400)
 
-    assert run.rate(400) >= 0.94 * best
+    assert run.rate(300) >= 0.94 * best
 
 
 @pytest.mark.parametrize("takes", [flat, mixed, uneven, shared_in_part])
@@ -120,11 +120,11 @@ def test_it_chooses_anew_when_there_are_more_rows() -> None:
 
 def test_trials_become_rare() -> None:
     run = simulation(LaneModel(2), 2, 8, mixed, 0.0)
-    run.run(3000)
+    run.run(2000)
 
     odd = [len(step.rows) != 4 for step in run.steps]
     assert any(odd[:300])
-    assert sum(odd[-1500:]) < 0.03 * 1500
+    assert sum(odd[-1000:]) < 0.03 * 1000
 
 
 def test_times_are_learnt_anew_when_the_stages_are_others() -> None:
