@@ -76,17 +76,27 @@ def measure(
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
+def shares() -> list[float]:
+    """What the weights of each rank take in the files, in MiB; the table is not tied."""
+    tables = [TABLE_MIB, 0, 0, TABLE_MIB]
+    return [2 * LAYER_MIB + table for table in tables]
+
+
 def test_each_rank_holds_its_share_of_the_weights_and_little_more(
     folders: tuple[Path, Path],
 ) -> None:
-    shares = [2 * LAYER_MIB + (TABLE_MIB if cut[1] == LAYERS else 0) for cut in CUTS]
-    shares[0] += TABLE_MIB
-
-    ranks = measure(folders, CUTS)
-
-    for rank, share in zip(ranks, shares, strict=True):
+    for rank, share in zip(measure(folders, CUTS), shares(), strict=True):
         assert rank["grown"] < share + MARGIN_MIB, (rank, share)
         assert rank["mapped"] < share + 1, (rank, share)
+
+
+def test_a_rank_that_converts_its_weights_reads_no_others_to_do_it(
+    folders: tuple[Path, Path],
+) -> None:
+    """While it loads, the file's pages and the converted weights, half as large, are there."""
+    for rank, share in zip(measure(folders, CUTS[:2], "bfloat16"), shares()[:2], strict=True):
+        assert rank["grown"] < 1.5 * share + MARGIN_MIB, (rank, share)
+        assert rank["mapped"] == 0, rank
 
 
 def test_the_measure_would_see_a_rank_that_holds_the_whole_model(
