@@ -1,0 +1,83 @@
+"""Chooses the form of a stage's weights by trying them on its own largest matrix.
+
+Which product is fastest depends on the processor, its vendor's library and the number of rows,
+and no rule of thumb held on two machines. The largest matrix decides for all, since the time is
+spent where the weights are, and a choice made of one clear comparison comes out the same the next
+time. A form has to win clearly: rearranging takes time at the start.
+
+Neighbours on the machine only make a product slower, so the fastest of a few repetitions counts,
+taken in turns.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from handlers.pipeline.kernels.weights import Form, HalfWeights, OneDNN
+
+FORMS: Final[tuple[type[Form], ...]] = (OneDNN, HalfWeights)
+#: Numbers of rows that are tried: one sequence, and batches as they decode.
+ROWS: Final = (1, 4, 8, 16)
+#: The most bytes of the matrix that are tried.
+MAX_TRIED_BYTES: Final = 8 << 20
+#: A form is taken when it needs at most this share of the plain product's time.
+WORTHWHILE_RATIO: Final = 0.9
+_REPETITIONS: Final = 10
+
+Product = Callable[[Tensor], Tensor]
+
+
+def choose(weight: Tensor) -> type[Form] | None:
+    """The form for matrices like ``weight`` [out, in]; None: they stay as they are."""
+    out, width = weight.shape
+    tried = max(1, min(out, MAX_TRIED_BYTES // (width * weight.element_size())))
+    return _choose(tried, width, weight.dtype, torch.get_num_threads())
+
+
+def available(weight: Tensor) -> type[Form] | None:
+    """The first form that matrices like ``weight`` [out, in] can take here."""
+    return next((form for form in FORMS if _kept(form, weight[:1]) is not None), None)
+
+
+def _kept(form: type[Form], weight: Tensor) -> Form | None:
+    try:
+        return form(weight, None)
+    except RuntimeError:
+        return None  # this processor cannot keep weights of this type so
+
+
+# A process that measures its parts before it builds its stage should not choose twice.
+@functools.lru_cache(maxsize=16)
+def _choose(out: int, width: int, dtype: torch.dtype, _num_threads: int) -> type[Form] | None:
+    weight = torch.randn(out, width).to(dtype)
+    kept = {form: product for form in FORMS if (product := _kept(form, weight)) is not None}
+    plain = functools.partial(functional.linear, weight=weight)
+    inputs = [torch.randn(rows, width).to(dtype) for rows in ROWS]
+    reference, *others = _seconds([plain, *kept.values()], inputs)
+    ratios = {f: _mean_ratio(each, reference) for f, each in zip(kept, others, strict=True)}
+    best = min(ratios, key=ratios.__getitem__, default=None)
+    return best if best is not None and ratios[best] <= WORTHWHILE_RATIO else None
+
+
+def _seconds(products: Sequence[Product], inputs: Sequence[Tensor]) -> list[list[float]]:
+    """The fastest of a few calls, by product and input."""
+    seconds = [[float("inf")] * len(inputs) for _ in products]
+    for _ in range(_REPETITIONS):
+        for column, each in enumerate(inputs):
+            for row, product in enumerate(products):
+                began = time.perf_counter()
+                product(each)
+                seconds[row][column] = min(seconds[row][column], time.perf_counter() - began)
+    return seconds
+
+
+def _mean_ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
+    ratios = [each / other for each, other in zip(seconds, reference, strict=True)]
+    return sum(ratios) / len(ratios)
