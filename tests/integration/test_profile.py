@@ -82,6 +82,19 @@ def test_every_family_is_measured_without_weights(family: str, tmp_path: Path) -
     assert measured.memory == "host"
 
 
+def test_of_a_model_that_also_sees_only_the_decoder_is_measured(tmp_path: Path) -> None:
+    text = AutoConfig.from_pretrained(write_config(tmp_path / "text", "Gemma3Text"))
+    seeing = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    whole = transformers.Gemma3Config(text_config=text.to_dict(), vision_config=seeing)
+    whole.save_pretrained(tmp_path)
+
+    assert profile.count(tmp_path, torch.float32) == profile.count(tmp_path / "text", torch.float32)
+    assert len(measure(tmp_path).kinds) == 2
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_parts_weigh_what_the_model_weighs(family: str, tmp_path: Path) -> None:
     folder = write_config(tmp_path, family)
