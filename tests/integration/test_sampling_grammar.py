@@ -247,6 +247,19 @@ def test_a_prepared_sampler_loads_no_tokenizer_when_a_grammar_comes(tokenizer: A
     assert len(loaded) == 1
 
 
+def test_a_tokenizer_without_an_end_keeps_no_sampler_from_loading() -> None:
+    class Endless:
+        eos_token_id = None
+
+    sampler = Sampler(VOCABULARY, "cpu", Endless)
+    sampler.prepare()
+    sampler.open(Open(0, Sampling(), ()))
+
+    (drawn,) = sampler.draw(torch.eye(VOCABULARY)[:1], [Row(0, 0, 1, True)])
+    assert drawn is not None
+    assert drawn.token_id == 0
+
+
 def test_a_tokenizer_without_an_end_takes_no_grammar(tokenizer: Any) -> None:
     class Endless:
         eos_token_id = None

@@ -14,6 +14,7 @@ ends its own answer with a fault.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
@@ -101,8 +102,12 @@ class Grammars:
         return f"<Grammars kept={self._compiled.cache_info().currsize}>"
 
     def prepare(self) -> None:
-        """Load what every grammar needs: seconds, where the vocabulary is large."""
-        _ = self._vocabulary
+        """Load what every grammar needs: seconds, where the vocabulary is large.
+
+        A tokenizer that takes no grammar is no fault of a model until a request asks for one.
+        """
+        with contextlib.suppress(GrammarFault):
+            _ = self._vocabulary
 
     def open(self, how: Sampling, generated: Sequence[int]) -> Matcher:
         """A matcher that has seen ``generated``."""
