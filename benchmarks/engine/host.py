@@ -32,7 +32,7 @@ class ContenderFailed(RuntimeError):
 
 
 class Host:
-    """The near end: starts the process and asks it for runs."""
+    """The near end: starts the process, which then loads, and asks it for runs."""
 
     def __init__(self, name: str, settings: Settings, logs: Path) -> None:
         self.name, self.settings = name, settings
@@ -47,6 +47,13 @@ class Host:
                 env={**os.environ, **_environment(settings)},
                 text=True,
             )
+
+    def wait_ready(self) -> None:
+        """Return when it is loaded.
+
+        Raises:
+            ContenderFailed: it could not be.
+        """
         self._receive()
 
     def run(self, jobs: Sequence[Job]) -> Run:
