@@ -63,16 +63,8 @@ def build(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     num_layers = config.num_hidden_layers
-    model, info = _part_class(_model_class(config, task), cut, num_layers).from_pretrained(
-        folder,
-        dtype=dtype,
-        local_files_only=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    # Both would go on with random numbers in their place.
-    if lacking := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
-        raise ValueError(f"the weights in {folder} lack or misfit {lacking[:4]}")
+    part = _part_class(_model_class(config, task), cut, num_layers)
+    model = surgery.load(part, folder, dtype)
     base = model.base_model
     surgery.compact(base, cut)
     model.eval().requires_grad_(False).to(device)

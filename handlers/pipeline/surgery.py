@@ -102,13 +102,7 @@ def build(
     config = whole.get_text_config(decoder=True)
     is_first, is_last = cut[0] == 0, cut[1] == config.num_hidden_layers
     model_class = AutoModelForCausalLM._model_mapping[type(whole)]
-    stage_class = _stage_class(model_class, cut, config)
-    model, info = stage_class.from_pretrained(
-        model_dir, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    # Both would go on with random numbers in their place.
-    if lacking := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
-        raise ValueError(f"the weights in {model_dir} lack or misfit {lacking[:4]}")
+    model = load(_stage_class(model_class, cut, config), model_dir, dtype)
     decoder = _decoder(model)
     stage_config = compact(decoder, cut)
     if is_last:
@@ -119,6 +113,29 @@ def build(
         _undo_scaling(stage)
         _refuse_if_input_is_changed(stage)
     return stage
+
+
+def load(part: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """The part of a model that a class of :func:`part_class` leaves, with its weights.
+
+    Raises:
+        ValueError: the folder has no safetensors files, or they lack weights of this part.
+    """
+    if not any(folder.glob("*.safetensors")):
+        # Other kinds of files are read whole, by every rank.
+        raise ValueError(f"{folder} has no safetensors file; convert the model's weights first")
+    model, info = part.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    # Both would go on with random numbers in their place.
+    if lacking := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
+        raise ValueError(f"the weights in {folder} lack or misfit {lacking[:4]}")
+    return model
 
 
 def _stage_class(model_class: Any, cut: Cut, config: Any) -> Any:
@@ -233,7 +250,8 @@ def _undo_scaling(stage: StageModel) -> None:
     factor = float(_without_layers(stage, given).flatten()[0] / given.flatten()[0])
     if factor != 1.0:
         for name, value in vars(stage.decoder).items():
-            if isinstance(value, float) and value == factor:
+            # The factor is what the number is in the weights' type.
+            if isinstance(value, float) and float(given.new_tensor(value)) == factor:
                 setattr(stage.decoder, name, 1.0)
 
 

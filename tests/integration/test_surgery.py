@@ -114,15 +114,16 @@ def test_weights_that_older_files_name_otherwise_are_found(tmp_path: Path) -> No
     assert "lm_head.head.weight" in names(parts)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_scaling_in_the_decoders_forward_is_undone_behind_the_first_stage(
-    tmp_path: Path,
+    dtype: Any, tmp_path: Path
 ) -> None:
-    folder = write("Granite", tmp_path, embedding_multiplier=12.0)
+    folder = write("Granite", tmp_path, embedding_multiplier=12.3)
 
-    first = surgery.build(folder, (0, 2), torch.float32)
-    second = surgery.build(folder, (2, 4), torch.float32)
+    first = surgery.build(folder, (0, 2), dtype)
+    second = surgery.build(folder, (2, 4), dtype)
 
-    assert first.decoder.embedding_multiplier == 12.0
+    assert first.decoder.embedding_multiplier == 12.3
     assert second.decoder.embedding_multiplier == 1.0
 
 
@@ -155,6 +156,17 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
     surgery.build(folder, (0, 3), torch.float32)
     with pytest.raises(ValueError, match="up_proj"):
         surgery.build(folder, (3, 4), torch.float32)
+
+
+def test_weights_that_would_be_read_whole_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = write("Llama", tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+    with pytest.raises(ValueError, match="no safetensors file"):
+        surgery.build(folder, (0, 2), torch.float32)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
