@@ -3,12 +3,15 @@
 The masks are made from positions with the model's own mask function: a token sees the positions
 up to its own, within the sliding window where the layer has one. Positions are explicit, so rows
 of different lengths share a step without left padding. Width and window change from step to step.
-What all layers need is made once a step.
+What all layers need is made once a step. What differs between steps of one layout is in tensors,
+so that a device can record a decode step and replay it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +20,25 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from handlers.pipeline.cache import BlockCache, View
+from handlers.pipeline.kernels.graphs import Graphs, Recorder, Tensors
 from handlers.pipeline.step import BLOCK, Step
 from handlers.pipeline.surgery import StageModel
-from handlers.pipeline.tables import Placement, Tables
+from handlers.pipeline.tables import Placement, Spread, Tables
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+#: The name of the only mask of a model whose layers are all of one type.
+_ONLY = "mask"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the shapes and addresses of a step depend on."""
+
+    num_rows: int
+    width: int
+    #: Positions that are attended to, from 0.
+    window: int
+    spread: Spread | None
 
 
 class Stage:
@@ -31,8 +48,17 @@ class Stage:
     slot.
     """
 
-    def __init__(self, parts: StageModel, num_slots: int, max_context: int) -> None:
-        """``max_context``: positions of a sequence, so the longest prompt and answer together."""
+    def __init__(
+        self,
+        parts: StageModel,
+        num_slots: int,
+        max_context: int,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """``max_context``: positions of a sequence, so the longest prompt and answer together.
+
+        ``recorder``: records decode steps; None runs every step as the model's code has it.
+        """
         text = parts.config.get_text_config(decoder=True)
         weight = next(parts.model.parameters())
         self.is_first, self.is_last = parts.is_first, parts.is_last
@@ -42,6 +68,7 @@ class Stage:
         self._num_slots, self._max_context = num_slots, max_context
         self._cache = BlockCache(text.num_hidden_layers, max_context)
         self._tables: Tables | None = None
+        self._graphs = None if recorder is None else Graphs(recorder)
         self._layer_types = set(getattr(text, "layer_types", None) or ())
         self._sliding_window: int | None = getattr(text, "sliding_window", None)
         self._try_out()
@@ -66,6 +93,8 @@ class Stage:
         Raises:
             RuntimeError: there is not so much memory.
         """
+        if self._graphs is not None:
+            self._graphs.clear()
         with torch.inference_mode():
             self._cache.allocate(num_blocks)
         self._tables = Tables(self._num_slots, self._max_context, num_blocks)
@@ -90,9 +119,12 @@ class Stage:
             ValueError: the step names blocks that do not exist, or none where it writes.
         """
         placement = self._prepare(step)
-        positions, last, view = self._on_device(placement)
-        self._cache.view = view
-        return self._run(inputs.to(self.device), positions, last, placement.window)
+        layout = Layout(len(step.rows), step.width, step.window, placement.spread)
+        tensors = self._tensors(placement, layout, inputs)
+        work = partial(self._run, layout)
+        if self._graphs is not None and step.width == 1:
+            return self._graphs.run(layout, work, tensors)
+        return work(tensors)
 
     def _prepare(self, step: Step) -> Placement:
         """Bring tables and blocks to where the step wants them."""
@@ -107,19 +139,26 @@ class Stage:
             self._cache.wipe(torch.from_numpy(placement.wiped).to(self.device))
         return placement
 
-    def _on_device(self, placement: Placement) -> tuple[Tensor, Tensor, View]:
-        """The positions, each row's last token, and the view; they travel as one tensor."""
+    def _tensors(self, placement: Placement, layout: Layout, inputs: Tensor) -> dict[str, Tensor]:
+        """All that differs between steps of one layout; the integers travel as one tensor."""
         parts = (placement.positions, placement.writes, placement.last, placement.blocks)
-        flat = torch.from_numpy(np.concatenate([part.ravel() for part in parts])).to(self.device)
-        positions, writes, last, blocks = torch.split(flat, [part.size for part in parts])
-        num_rows = len(placement.last)
-        view = View(num_rows, placement.window, writes, blocks, placement.spread)
-        return positions.view(num_rows, -1), last, view
+        integers = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
+        integers = integers.to(self.device)
+        positions, *_ = _split(integers, layout)
+        masks = self._masks(positions, layout.window)
+        named = masks if isinstance(masks, dict) else {_ONLY: masks}
+        return {"inputs": inputs.to(self.device), "integers": integers, **named}
 
-    def _run(self, inputs: Tensor, positions: Tensor, last: Tensor, window: int) -> Tensor:
+    def _run(self, layout: Layout, tensors: Tensors) -> Tensor:
+        positions, writes, last, blocks = _split(tensors["integers"], layout)
+        self._cache.view = View(layout.num_rows, layout.window, writes, blocks, layout.spread)
+        masks = {name: tensors[name] for name in (_FULL, _SLIDING) if name in tensors}
+        return self._call(tensors["inputs"], positions, last, masks or tensors[_ONLY])
+
+    def _call(self, inputs: Tensor, positions: Tensor, last: Tensor, masks: Any) -> Tensor:
         arguments: dict[str, Any] = {
             "input_ids" if self.is_first else "inputs_embeds": inputs,
-            "attention_mask": self._masks(positions, window),
+            "attention_mask": masks,
             "position_ids": positions,
             "past_key_values": self._cache,
             "use_cache": True,
@@ -137,7 +176,8 @@ class Stage:
         position = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         hidden = torch.zeros(1, 1, self.hidden_size, dtype=self.dtype, device=self.device)
         self._cache.view = None
-        self._run(position if self.is_first else hidden, position, position[0], 1)
+        inputs = position if self.is_first else hidden
+        self._call(inputs, position, position[0], self._masks(position, 1))
 
     def _masks(self, positions: Tensor, window: int) -> Any:
         """One mask; by layer type for a model that has several."""
@@ -162,6 +202,15 @@ class Stage:
             use_vmap=False,
             device=positions.device,
         )
+
+
+def _split(integers: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions [rows, width], writes [rows * width], last tokens [rows], and blocks."""
+    num_tokens = layout.num_rows * layout.width
+    num_blocks = integers.numel() - 2 * num_tokens - layout.num_rows
+    sizes = [num_tokens, num_tokens, layout.num_rows, num_blocks]
+    positions, writes, last, blocks = torch.split(integers, sizes)
+    return positions.view(layout.num_rows, layout.width), writes, last, blocks
 
 
 def _sees(positions: Tensor, sliding: int | None) -> Callable[..., Tensor]:

@@ -1,36 +1,47 @@
-"""Compiles a stage's decoder layers with torch.compile.
+"""Compiles what torch.compile can compile once for all layers of a stage.
 
-One layer's code is compiled once for each shape and used by all layers alike. Shapes are taken as
-fixed: rows, width and window repeat, and code for one shape is the fastest.
+Those are the parts of a layer that do not touch the cache, such as norms and the feed-forward
+network: their code depends on nothing but the shape of the hidden states. Attention writes to the
+cache by its layer's number and reads a window that grows, and would be compiled again for each.
+Weights that were packed are called through products of their own, which the compiler cannot see
+into, and the parts that hold them stay as they are.
+
+It takes seconds at the first steps; the second time a shape differs, code is made for any.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
-import torch
 from torch import nn
 
+from handlers.pipeline.kernels.weights import PackedLinear
 from handlers.pipeline.surgery import StageModel
-
-#: Shapes that one layer's code may be compiled for; beyond it runs as it was written.
-MAX_SHAPES = 64
 
 
 def compile_layers(parts: StageModel) -> str:
-    """Have every decoder layer compiled when it is first run; returns what was done."""
-    layers = _layers(parts)
-    torch._dynamo.config.recompile_limit = max(MAX_SHAPES, torch._dynamo.config.recompile_limit)
-    for layer in layers:
-        layer.compile(dynamic=False)
-    return f"{len(layers)} layers compiled"
+    """Have the parts compiled when they are first run; returns what was done."""
+    found = [part for layer in _layers(parts) for part in _compilable(layer)]
+    for part in found:
+        part.compile()
+    return f"{len(found)} parts compiled"
 
 
 def _layers(parts: StageModel) -> list[nn.Module]:
     count = parts.config.get_text_config(decoder=True).num_hidden_layers
-    lists: list[Any] = [
+    lists = (
         module
         for module in parts.decoder.modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    return list(lists[0]) if lists else []
+    )
+    return list(next(lists, []))
+
+
+def _compilable(module: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts of ``module`` that know neither a layer's number nor packed weights."""
+    for child in module.children():
+        inside = list(child.modules())
+        if not any(hasattr(m, "layer_idx") or isinstance(m, PackedLinear) for m in inside):
+            yield child
+        elif len(inside) > 1:
+            yield from _compilable(child)
