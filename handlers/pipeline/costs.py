@@ -99,6 +99,8 @@ class TokenTimes:
         self._matrix, self._vector = np.zeros((3, 3)), np.zeros(3)
         self._fitted: Floats | None = None
         self._count, self._total = 0, 0.0
+        #: How far steps were from the fit, as a share of their time: the root of its mean square.
+        self.spread = 0.0
         #: Tokens of the largest step seen.
         self.largest = 0
 
@@ -133,6 +135,7 @@ class TokenTimes:
             error = max(0.0, float(squared) + self._total)
             if error < _WORTH_A_TERM * unexplained:
                 best, unexplained = weights, error
+        self.spread = (unexplained / self._total) ** 0.5
         return best
 
     def _solve(self, chosen: list[int]) -> Floats | None:

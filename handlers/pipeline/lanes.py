@@ -22,6 +22,8 @@ from handlers.pipeline.costs import RowTimes
 
 #: A cycle within this of the shortest is as good.
 _AS_GOOD: Final = 1.03
+#: Idle time that more lanes might use, from which they are tried.
+_WORTH_A_TRIAL: Final = 1.1
 #: Most lanes for each stage; more than one hides links that are slower than stages.
 _LANES_PER_STAGE: Final = 8
 #: Steps of a trial, and steps from one to the next, at first and at most.
@@ -72,17 +74,15 @@ class LaneModel:
         self._num_rows = num_rows
         if self._trial is not None and self._trial.lanes <= num_rows:
             return self._trial.lanes
-        if num_rows not in self._choices:
-            self._choices[num_rows] = self._best(num_rows)
-        return self._choices[num_rows]
+        return self._choice(num_rows)
 
     def default(self, num_rows: int) -> int:
         """Lanes for so many rows while nothing is known: one for each stage, or those fixed."""
         return max(1, min(self._fixed or self._num_stages, num_rows))
 
     def cycle_s(self, num_rows: int) -> float | None:
-        """Seconds in which each of so many rows gets a token; None: not known yet."""
-        return self._cycle_s(self.choose(num_rows), num_rows)
+        """Seconds in which each of so many rows gets a token, trials apart; None: not known."""
+        return self._cycle_s(self._choice(num_rows), num_rows)
 
     def observe(self, lanes: int, num_rows: int, stage: int, seconds: float) -> None:
         """A stage took ``seconds`` for a decode step of ``num_rows``, with so many lanes."""
@@ -100,6 +100,13 @@ class LaneModel:
             self._links_s = max(0.0, seconds)
         else:
             self._links_s += _LINK_WEIGHT * (min(seconds, 2 * self._links_s) - self._links_s)
+
+    def _choice(self, num_rows: int) -> int:
+        if self._fixed is not None:
+            return self.default(num_rows)
+        if num_rows not in self._choices:
+            self._choices[num_rows] = self._best(num_rows)
+        return self._choices[num_rows]
 
     def _cycle_s(self, lanes: int, num_rows: int) -> float | None:
         few, num_more = divmod(num_rows, lanes)
@@ -158,7 +165,7 @@ class LaneModel:
         self._next_trial = self._num_steps + self._pause
 
     def _leaves_idle(self, lanes: int) -> bool:
-        """Whether even the slowest stage has nothing to do at times, so that more may help."""
+        """Whether the slowest stage has nothing to do for so long that more may help."""
         rows = -(-self._num_rows // lanes)
         seconds = [each.predict(lanes, rows) or 0.0 for each in self._times]
-        return sum(seconds) + self._links_s > _AS_GOOD * lanes * max(seconds)
+        return sum(seconds) + self._links_s > _WORTH_A_TRIAL * lanes * max(seconds)

@@ -1,9 +1,10 @@
 """Decides how many tokens a prefill step has.
 
-Beside sequences that decode, as many as keep their gap short: a share of what a round of decoding
-takes. With nobody waiting for a token, as many as get the prompts through all stages soonest: the
-stages work on consecutive chunks at once, and few large chunks leave some of them idle, many
-small ones cost the weights more often (the fill and drain of GPipe, arXiv 1811.06965).
+Beside sequences that decode, as many as keep their gap short: a decode step behind a prefill step
+goes no faster than that one through all stages. With nobody waiting for a token, as many as get
+the prompts through all stages soonest: the stages work on consecutive chunks at once, and few
+large chunks leave some of them idle, many small ones cost the weights more often (the fill and
+drain of GPipe, arXiv 1811.06965).
 
 Beside decoding it starts small, and doubles at most what was observed, until it knows better.
 """
@@ -53,22 +54,38 @@ class Pace:
         known = [each for each in seconds if each is not None]
         return max(known) if len(known) == len(seconds) else None
 
-    def beside(self, cycle_s: float | None, start: int) -> int:
+    def beside(self, cycle_s: float | None, start: int, num_steps: int = 1) -> int:
         """Tokens for a step while others decode, which takes ``cycle_s`` for a token of each.
 
-        ``start``: position of its first token. ``cycle_s`` None: not known.
+        ``start``: position of its first token. ``cycle_s`` None: not known. ``num_steps``: as many
+        such steps may go through the stages between two tokens.
         """
         seen = min(each.largest for each in self._times)
         if cycle_s is None or not seen:
             return min(_FIRST, self._chunk)
-        limit_s = self._gap_factor * cycle_s
+        # A quiet gap is a way through all stages, too; of that, what remains beside the prefill
+        # step's is the decode step's last stage, and one it may have to wait for at the first.
+        spared = 1 - min(1.0, 2 / self._num_stages)
+        limit_s = (self._gap_factor + spared) * cycle_s
         fitting = [
             budget
             for budget in self._budgets
             if budget <= 2 * max(seen, _NARROWEST)
-            and (self.predict_s(budget, _window(start, budget)) or 0.0) <= limit_s
+            and self._adds_s(budget, _window(start, budget), num_steps) <= limit_s
         ]
         return max(fitting, default=self._budgets[0])
+
+    def _adds_s(self, num_tokens: int, window: int, num_steps: int) -> float:
+        """What the steps add to a gap at most, given how they differed from the fit.
+
+        A decode step behind them goes no faster than they do: it follows the last one through all
+        stages, and that one the others.
+        """
+        seconds = [
+            (stage.predict(num_tokens, window) or 0.0) * (1 + 2 * stage.spread)
+            for stage in self._times
+        ]
+        return sum(seconds) + (num_steps - 1) * max(seconds)
 
     def fill(self, num_tokens: int, start: int) -> int:
         """Tokens for a step while nobody decodes and so many are to be computed in all."""

@@ -295,8 +295,7 @@ class Schedule:
         start = min(behind, key=lambda sequence: sequence.arrival).num_cached
         if not decoding:
             return self._pace.fill(sum(each.num_missing for each in behind), start)
-        cycle_s = self._lanes.cycle_s(len(decoding))
-        return self._pace.beside(None if cycle_s is None else cycle_s / most, start)
+        return self._pace.beside(self._lanes.cycle_s(len(decoding)), start, most)
 
     def _send(self, shares: list[Share], width: int = 0, *, is_decode: bool = False) -> Step:
         self._num_issued += 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from handlers.pipeline import batching
 from handlers.pipeline.lanes import LaneModel
 from handlers.pipeline.schedule import Schedule, Sequence, Shape
 from handlers.pipeline.step import BLOCK, Draw, Step
@@ -386,6 +387,17 @@ def test_those_in_flight_are_named_once() -> None:
     issued(plan)
 
     assert plan.in_flight == [one]
+
+
+def test_of_the_lanes_the_fullest_goes_first_but_for_one_that_waited_too_long() -> None:
+    sequences = [sequence(1) for _ in range(4)]
+    for slot, each in enumerate(sequences):
+        each.slot, each.last_issue = slot, 9
+    sequences[0].num_cached = 1
+    sequences[1].last_issue = 3
+
+    assert batching.lane_of(sequences, 2, oldest_issue=3) == sequences[2:]
+    assert batching.lane_of(sequences, 2, oldest_issue=4) == sequences[1:2]
 
 
 class TestExactMode:
