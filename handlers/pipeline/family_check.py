@@ -60,7 +60,7 @@ def check(model_dir: Path, cuts: Sequence[Cut], max_context: int) -> None:
     config = AutoConfig.from_pretrained(model_dir)
     _refuse_by_config(config, max_context)
     text: Any = config.get_text_config(decoder=True)
-    if len(cuts) > 1 and getattr(text, "num_kv_shared_layers", 0):
+    if len(cuts) > 1 and getattr(text, "num_kv_shared_layers", None):
         raise _refusal(config, "its later layers look at the keys and values of earlier ones")
     with tempfile.TemporaryDirectory(prefix="plait-family-") as folder:
         try:

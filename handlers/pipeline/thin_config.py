@@ -62,6 +62,8 @@ _TIGHT: Final = {
     "attn_logit_softcapping": 1.0,
     "final_logit_softcapping": 1.0,
     "index_topk": WINDOW,
+    "index_block_size": WINDOW,
+    "index_topk_blocks": 2,
     "floor_scale": WINDOW,
 }
 #: Positions that change with the longest sequence; tight, they would fail in short ones too.
