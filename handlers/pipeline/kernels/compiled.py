@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from handlers.pipeline.kernels.weights import PackedLinear
+from handlers.pipeline.kernels.weights import LINEAR_TYPES, PackedLinear
 from handlers.pipeline.surgery import StageModel
 
 
@@ -38,8 +38,13 @@ def _layers(parts: StageModel) -> list[nn.Module]:
 
 
 def _compilable(module: nn.Module) -> Iterator[nn.Module]:
-    """The largest parts of ``module`` that know neither a layer's number nor packed weights."""
+    """The largest parts of ``module`` that know neither a layer's number nor packed weights.
+
+    A linear layer by itself is one call already.
+    """
     for child in module.children():
+        if type(child) in LINEAR_TYPES:
+            continue
         inside = list(child.modules())
         if not any(hasattr(m, "layer_idx") or isinstance(m, PackedLinear) for m in inside):
             yield child
