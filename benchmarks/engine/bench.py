@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine import limits
 from benchmarks.engine.contenders.base import Job, Settings
 from benchmarks.engine.figures import Outcome, num_equal
 from benchmarks.engine.host import Host
@@ -92,10 +93,8 @@ class Bench:
         return mixed_prompts(num, self.mean_prompt(dtype), self.sizes.shape.vocab_size)
 
     def mean_prompt(self, dtype: str) -> int:
-        import torch
-
-        slow = dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return self.sizes.slow_mean_prompt if slow else self.sizes.mean_prompt
+        is_fast = limits.has_instructions_for(dtype)
+        return self.sizes.mean_prompt if is_fast else self.sizes.slow_mean_prompt
 
     def jobs(self, num: int, dtype: str, num_tokens: int | None = None) -> list[Job]:
         num_tokens = num_tokens or self.sizes.num_tokens

@@ -38,17 +38,28 @@ class Floor:
 
 
 def measure_cpu(num_threads: int, dtype: str) -> Machine:
-    """The best of a few tries of reading a large array, and of multiplying matrices."""
+    """The best of a few tries of reading a large array, and of multiplying matrices.
+
+    A type may be widened to float32 before it is multiplied, so that is what counts if faster.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
         array = torch.ones(_READ_BYTES // 4)
         read_s = min(best(array.sum), best(lambda: torch.dot(array, array)))
-        matrix = torch.randn(_SQUARE, _SQUARE).to(getattr(torch, dtype))
+        matrix = torch.randn(_SQUARE, _SQUARE)
         multiply_s = best(lambda: matrix @ matrix)
+        if has_instructions_for(dtype):
+            narrow = matrix.to(getattr(torch, dtype))
+            multiply_s = min(multiply_s, best(lambda: narrow @ narrow))
     finally:
         torch.set_num_threads(before)
     return Machine(_READ_BYTES / read_s, 2 * _SQUARE**3 / multiply_s)
+
+
+def has_instructions_for(dtype: str) -> bool:
+    """Whether the processor multiplies matrices of this type itself."""
+    return dtype == "float32" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def best(work: Callable[[], object]) -> float:
