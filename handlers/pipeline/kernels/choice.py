@@ -1,9 +1,9 @@
-"""Chooses the form of a stage's weights by trying them on its own largest matrix.
+"""Chooses the form of a stage's weights by trying them on the stage's own matrices.
 
-Which product is fastest depends on the processor, its vendor's library and the number of rows,
-and no rule of thumb held on two machines. The largest matrix decides for all, since the time is
-spent where the weights are, and a choice made of one clear comparison comes out the same the next
-time. A form has to win clearly: rearranging takes time at the start.
+Which product is fastest depends on the processor, its vendor's library, the shape and the number
+of rows, and no rule of thumb held on two machines. The shape that most weights are in decides for
+all, since the time is spent where the weights are, and one clear comparison comes out the same
+the next time. A form has to win clearly: rearranging takes time at the start.
 
 Neighbours on the machine only make a product slower, so the fastest of a few repetitions counts,
 taken in turns.
@@ -25,11 +25,13 @@ from handlers.pipeline.kernels.weights import Form, HalfWeights, OneDNN
 FORMS: Final[tuple[type[Form], ...]] = (OneDNN, HalfWeights)
 #: Numbers of rows that are tried: one sequence, and batches as they decode.
 ROWS: Final = (1, 4, 8, 16)
-#: The most bytes of the matrix that are tried.
-MAX_TRIED_BYTES: Final = 8 << 20
+#: The most bytes of a matrix that are tried.
+MAX_TRIED_BYTES: Final = 32 << 20
+#: Bytes that do not stay in a cache from one product to the next, as a stage's would not.
+UNCACHED_BYTES: Final = 64 << 20
 #: A form is taken when it needs at most this share of the plain product's time.
 WORTHWHILE_RATIO: Final = 0.9
-_REPETITIONS: Final = 10
+_REPETITIONS: Final = 5
 
 Product = Callable[[Tensor], Tensor]
 
@@ -57,8 +59,14 @@ def _kept(form: type[Form], weight: Tensor) -> Form | None:
 @functools.lru_cache(maxsize=16)
 def _choose(out: int, width: int, dtype: torch.dtype, _num_threads: int) -> type[Form] | None:
     weight = torch.randn(out, width).to(dtype)
-    kept = {form: product for form in FORMS if (product := _kept(form, weight)) is not None}
-    plain = functools.partial(functional.linear, weight=weight)
+    num_copies = -(-UNCACHED_BYTES // weight.nbytes)
+    copies = [weight, *(weight.clone() for _ in range(num_copies - 1))]
+    plain = [functools.partial(functional.linear, weight=copy) for copy in copies]
+    kept = {
+        form: [form(copy, None) for copy in copies]
+        for form in FORMS
+        if _kept(form, weight[:1]) is not None
+    }
     inputs = [torch.randn(rows, width).to(dtype) for rows in ROWS]
     reference, *others = _seconds([plain, *kept.values()], inputs)
     ratios = {f: _mean_ratio(each, reference) for f, each in zip(kept, others, strict=True)}
@@ -66,14 +74,15 @@ def _choose(out: int, width: int, dtype: torch.dtype, _num_threads: int) -> type
     return best if best is not None and ratios[best] <= WORTHWHILE_RATIO else None
 
 
-def _seconds(products: Sequence[Product], inputs: Sequence[Tensor]) -> list[list[float]]:
-    """The fastest of a few calls, by product and input."""
-    seconds = [[float("inf")] * len(inputs) for _ in products]
+def _seconds(ways: Sequence[Sequence[Product]], inputs: Sequence[Tensor]) -> list[list[float]]:
+    """The fastest of a few rounds over all products of a way, by way and input."""
+    seconds = [[float("inf")] * len(inputs) for _ in ways]
     for _ in range(_REPETITIONS):
         for column, each in enumerate(inputs):
-            for row, product in enumerate(products):
+            for row, products in enumerate(ways):
                 began = time.perf_counter()
-                product(each)
+                for product in products:
+                    product(each)
                 seconds[row][column] = min(seconds[row][column], time.perf_counter() - began)
     return seconds
 

@@ -10,6 +10,7 @@ the decoder is asked for the same thing before and after.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -54,8 +55,7 @@ def _pack(parts: StageModel, kernels: str) -> str:
     places = _places(parts, kernels)
     if kernels == "plain" or not places:
         return "plain"
-    largest = max((module for *_, module in places), key=lambda m: matrix_of(m)[0].numel())
-    weight, _ = matrix_of(largest)
+    weight, _ = matrix_of(_commonest([module for *_, module in places]))
     form = choice.choose(weight) if kernels == "auto" else choice.available(weight)
     if form is None:
         if kernels == "packed":
@@ -73,8 +73,23 @@ def _places(parts: StageModel, kernels: str) -> list[Place]:
     return [
         place
         for place in linears_of(parts.model)
-        if (weight := matrix_of(place[2])[0]).device.type == "cpu" and weight.numel() >= least
+        if _weight(place[2]).numel() >= least and _weight(place[2]).device.type == "cpu"
     ]
+
+
+def _commonest(modules: Sequence[nn.Module]) -> nn.Module:
+    """One of the shape that most weights are in."""
+    totals: Counter[torch.Size] = Counter()
+    for module in modules:
+        totals[_weight(module).shape] += _weight(module).numel()
+    shape, _ = totals.most_common(1)[0]
+    return next(module for module in modules if _weight(module).shape == shape)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _replace(parts: StageModel, places: Sequence[Place], form: type[Form]) -> None:
