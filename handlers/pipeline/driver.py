@@ -224,6 +224,7 @@ class Driver:
         if cuts is not None:
             self._is_ready = False
             self._reset(self._schedule)
+            self._schedule.relearn()
             self._crew.recut(cuts)
 
     def _reset(self, schedule: Schedule) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from handlers.model_config import ModelConfig
-from handlers.pipeline import family_check, kv_budget, partition, surgery
+from handlers.pipeline import family_check, kv_budget, partition, profile
 from handlers.pipeline.channel import Message
 from handlers.pipeline.drift import Drift
 from handlers.pipeline.kv_budget import StageMemory
-from handlers.pipeline.part_costs import Costs, Profile
+from handlers.pipeline.part_costs import Profile
 from handlers.pipeline.partition import TOLERANCE, Cut, Device, Plan
+from handlers.pipeline.step import BLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Planning:
             explicit=config.partition,
             rows=rows,
             num_lanes=config.num_lanes,
+            num_blocks=-(-config.max_context // BLOCK),
             tolerance=TOLERANCE if self._profiles else 0.0,
         )
         family_check.check(self._model_dir, self.plan.cuts, config.max_context)
@@ -92,6 +94,5 @@ class Planning:
     def _devices(self, rows: int) -> list[Device]:
         if self._profiles:
             return [Device(p.costs(rows), p.free_bytes, p.memory) for p in self._profiles]
-        text = surgery.text_config(self._model_dir)
-        costs = Costs.estimate(text, getattr(torch, self._config.dtype).itemsize)
+        costs = profile.count(self._model_dir, getattr(torch, self._config.dtype))
         return [Device(costs)] * self._config.num_stages

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from handlers.pipeline import kernels, process, profile, step, surgery
 from handlers.pipeline.channel import Channel, Closed, Message
+from handlers.pipeline.kernels.graphs import recorder_for
 from handlers.pipeline.member import SECRET_VARIABLE
 from handlers.pipeline.memory import free_bytes, is_out_of_memory, memory_name, release
 from handlers.pipeline.sampling import Sampler
@@ -140,11 +141,13 @@ class StageProcess:
 
     def _profile(self, message: Message) -> None:
         self._settings = message
+        # Compiling takes longer than measuring, and changes little about the balance of layers.
+        how = message["kernels"] | {"compiles": False}
         measured = profile.measure(
             Path(message["model_dir"]),
             getattr(torch, message["dtype"]),
             self._device,
-            prepare=lambda parts: kernels.prepare(parts, **message["kernels"]),
+            prepare=lambda parts: kernels.prepare(parts, **how),
         )
         self._tell("profile", profile=measured.to_document())
 
@@ -165,7 +168,8 @@ class StageProcess:
             self._tell("refuse", reason=str(error))
             return
         self._parts = parts
-        self._stage = Stage(parts, message["num_slots"], message["max_context"])
+        recorder = recorder_for(self._device, message["kernels"]["kernels"])
+        self._stage = Stage(parts, message["num_slots"], message["max_context"], recorder)
         if parts.is_last:
             self._sampler = Sampler(
                 message["vocabulary_size"],
