@@ -40,15 +40,17 @@ from handlers.pipeline.orders import (
     Unfit,
 )
 from handlers.pipeline.partition import Cut
-from handlers.pipeline.step import Step
+from handlers.pipeline.step import BLOCK, Step
 
 logger = logging.getLogger(__name__)
 
 HOST: Final = "127.0.0.1"
 #: Seconds without a sign of life, or over one step, after which a stage is taken to hang.
 SILENCE_S: Final = 10.0
-#: How much longer than the slowest step so far a step may take before it counts as hanging.
+#: How much longer than the slowest step so far a step may take before it counts as hanging, and
+#: the most that may be: the slowest may have compiled something.
 SLOWEST_TIMES: Final = 20.0
+MOST_S: Final = 120.0
 #: How often in a row a stage may end before it is ready.
 MAX_DEATHS: Final = 3
 _TICK_S: Final = 0.25
@@ -69,6 +71,8 @@ class Crew:
         self._events: list[Event] = []
         self._cuts: Sequence[Cut] | None = None
         self._num_blocks: int | None = None
+        #: What running out of memory may leave of them.
+        self._least_blocks = 1
         self._epoch = 0
         self._is_ready = False
         self._slowest_s = 0.0
@@ -126,11 +130,6 @@ class Crew:
         self._cuts, self._num_blocks, self._is_ready = cuts, None, False
         for member in self.members:
             member.num_blocks = None
-        self._advance()
-
-    def shrink(self, num_blocks: int) -> None:
-        """Have the stages hold fewer blocks; the epoch is over."""
-        self._num_blocks, self._is_ready = num_blocks, False
         self._advance()
 
     def close(self) -> None:
@@ -226,7 +225,7 @@ class Crew:
         if message["epoch"] is None:  # it broke at what it was told to do, not at a step
             member.doing = None
         if message["is_memory"] and self._num_blocks is not None:
-            self._num_blocks = max(1, self._num_blocks * 4 // 5)
+            self._num_blocks = max(self._least_blocks, self._num_blocks * 4 // 5)
         is_current = message["epoch"] in (self._epoch, None)
         if is_current and self._is_ready:
             self._end_epoch(member.index, message["reason"])
@@ -316,6 +315,9 @@ class Crew:
                 self._num_blocks = self._budget([member.loaded for member in self.members])
             except ValueError as error:
                 raise Unfit(str(error)) from error
+            # Less would not help: it is not the blocks then that take the memory.
+            one_context = -(-self._orders.max_context // BLOCK) + 1
+            self._least_blocks = min(self._num_blocks, max(one_context, self._num_blocks // 2))
         lacking = [member for member in self.members if member.num_blocks != self._num_blocks]
         for member in lacking:
             self._command_if_idle(member, "allocate", num_blocks=self._num_blocks)
@@ -370,7 +372,7 @@ class Crew:
 
     def _watch(self, now: float) -> None:
         """Ping who is silent; kill who hangs; notice who died before saying hello."""
-        limit_s = max(SILENCE_S, SLOWEST_TIMES * self._slowest_s)
+        limit_s = max(SILENCE_S, min(MOST_S, SLOWEST_TIMES * self._slowest_s))
         for member in (*self.members, self._standby):
             complaint = member.complaint(now, SILENCE_S, limit_s, self._orders.startup_timeout_s)
             if complaint:

@@ -12,7 +12,7 @@ there are blocks enough for every slot to be full, slot ``s`` simply owns the bl
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 #: Positions in a block; also what windows are rounded up to, so that shapes repeat.
@@ -98,14 +98,17 @@ class Draw:
 
 def encode(step: Step, *, is_first: bool, is_last: bool) -> dict[str, Any]:
     """The step as JSON values, with what a stage at that place needs."""
-    told = replace(
-        step,
-        token_ids=step.token_ids if is_first else (),
-        opens=step.opens if is_last else (),
-    )
-    document = asdict(told)
-    document["rows"] = [[row.slot, row.start, row.num_tokens, row.is_drawn] for row in step.rows]
-    return document
+    # Written out because it is done for every step: `asdict` would copy each token.
+    return {
+        "number": step.number,
+        "width": step.width,
+        "window": step.window,
+        "rows": [[row.slot, row.start, row.num_tokens, row.is_drawn] for row in step.rows],
+        "token_ids": step.token_ids if is_first else (),
+        "opens": [asdict(opened) for opened in step.opens] if is_last else (),
+        "tables": step.tables,
+        "copies": step.copies,
+    }
 
 
 def decode(document: dict[str, Any]) -> Step:

@@ -121,26 +121,56 @@ def test_a_stage_that_hangs_while_idle_is_replaced_without_a_request(replica: Re
     assert replica.generate(**REQUESTS[0]).token_ids
 
 
-def test_a_request_that_kills_the_engine_twice_is_failed_and_nobody_else(
-    root: Path,
-    model_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    undisturbed: list[list[int]],
-) -> None:
-    # Stages import a sitecustomize from there, with which token 1999 ends their process.
-    monkeypatch.setenv("PYTHONPATH", str(root / "tests" / "data" / "poisoned_stage"))
-    replica = Replica(model_folder, 3, max_context=1024)
-    try:
-        ids = [replica.submit(**request) for request in REQUESTS]
-        replica.wait_for_tokens(ids[0], 10)
-        poison = replica.result(replica.submit(prompt_token_ids=(5, 1999, 7)))
-
-        assert isinstance(poison.end, Failure)
-        assert poison.end.status == 500
-        assert "failed 2 times at this request: stage 0 ended: exit code 66" in poison.end.message
-        assert [replica.result(each).token_ids for each in ids] == undisturbed
-    finally:
+@pytest.fixture(scope="module")
+def faulty(root: Path, model_folder: Path) -> Iterator[Replica]:
+    """Its stages import a sitecustomize with which certain tokens are too much for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "SILENCE_S", SILENCE_S)
+        patch.setenv("PYTHONPATH", str(root / "tests" / "data" / "faulty_stage"))
+        replica = Replica(model_folder, 3, max_context=1024)
+        yield replica
         replica.close()
+
+
+@pytest.mark.parametrize(
+    ("token_id", "reason"),
+    [
+        pytest.param(1999, "exit code 66", id="deadly"),
+        pytest.param(1998, "has been at one step", id="hanging"),
+        pytest.param(1997, "out of memory", id="hungry"),
+        pytest.param(1996, "not finite", id="not-a-number"),
+    ],
+)
+def test_a_request_at_which_the_engine_fails_twice_is_failed_and_nobody_else(
+    faulty: Replica, undisturbed: list[list[int]], token_id: int, reason: str
+) -> None:
+    ids = [faulty.submit(**request) for request in REQUESTS]
+    faulty.wait_for_tokens(ids[0], 10)
+
+    poison = faulty.result(faulty.submit(prompt_token_ids=(5, token_id, 7), max_new_tokens=4))
+
+    assert isinstance(poison.end, Failure)
+    assert poison.end.status == 500
+    assert "failed 2 times at this request" in poison.end.message
+    assert reason in poison.end.message
+    assert [faulty.result(each).token_ids for each in ids] == undisturbed
+
+
+def test_running_out_of_memory_costs_no_process(faulty: Replica) -> None:
+    before = [stage.pid for stage in faulty.stages()]
+
+    faulty.generate(prompt_token_ids=(5, 1997, 7), max_new_tokens=4)
+
+    assert faulty.generate(**REQUESTS[0]).token_ids
+    assert [stage.pid for stage in faulty.stages()] == before
+
+
+def test_running_out_of_memory_again_and_again_leaves_room_to_work(faulty: Replica) -> None:
+    for _ in range(6):
+        faulty.generate(prompt_token_ids=(5, 1997, 7), max_new_tokens=4)
+
+    whole = faulty.generate(prompt="x", max_new_tokens=1000, ignore_eos=True)
+    assert len(whole.token_ids) == 1000
 
 
 def test_stages_that_cannot_be_brought_up_end_the_process(model_folder: Path) -> None:
