@@ -5,13 +5,14 @@ of rows, and no rule of thumb held on two machines. The shape that most weights 
 all, since the time is spent where the weights are, and one clear comparison comes out the same
 the next time. A form has to win clearly: rearranging takes time at the start.
 
-Neighbours on the machine only make a product slower, so the fastest of a few repetitions counts,
-taken in turns.
+Neighbours on the machine only make a product slower, so the fastest of several repetitions
+counts, taken in turns; and the median over numbers of rows, lest one unlucky time decides.
 """
 
 from __future__ import annotations
 
 import functools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -31,7 +32,7 @@ MAX_TRIED_BYTES: Final = 32 << 20
 UNCACHED_BYTES: Final = 64 << 20
 #: A form is taken when it needs at most this share of the plain product's time.
 WORTHWHILE_RATIO: Final = 0.9
-_REPETITIONS: Final = 5
+_REPETITIONS: Final = 12
 
 Product = Callable[[Tensor], Tensor]
 
@@ -69,7 +70,7 @@ def _choose(out: int, width: int, dtype: torch.dtype, _num_threads: int) -> type
     }
     inputs = [torch.randn(rows, width).to(dtype) for rows in ROWS]
     reference, *others = _seconds([plain, *kept.values()], inputs)
-    ratios = {f: _mean_ratio(each, reference) for f, each in zip(kept, others, strict=True)}
+    ratios = {f: _median_ratio(each, reference) for f, each in zip(kept, others, strict=True)}
     best = min(ratios, key=ratios.__getitem__, default=None)
     return best if best is not None and ratios[best] <= WORTHWHILE_RATIO else None
 
@@ -87,6 +88,5 @@ def _seconds(ways: Sequence[Sequence[Product]], inputs: Sequence[Tensor]) -> lis
     return seconds
 
 
-def _mean_ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
-    ratios = [each / other for each, other in zip(seconds, reference, strict=True)]
-    return sum(ratios) / len(ratios)
+def _median_ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:
+    return statistics.median(each / other for each, other in zip(seconds, reference, strict=True))
