@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ from handlers.pipeline.step import Step
 from handlers.pipeline.transport import Due, Line
 
 logger = logging.getLogger(__name__)
+
+
+#: Seconds after which a main thread that does not get to the next epoch is taken to be stuck.
+_FREE_AFTER_S: Final = 2.0
 
 
 class EpochBroken(Exception):
@@ -81,11 +85,29 @@ class StageProcess:
                 for message in self._channel.receive():
                     if message["do"] == "ping":
                         self._tell("ping")
-                    else:
-                        self._inbox.put(message)
+                        continue
+                    if message["do"] == "join":
+                        self._free_later()
+                    self._inbox.put(message)
         except Closed as error:
             if not self._is_stopping:  # else this end has hung up
                 process.end(f"stage {self._index} lost its driver: {error}")
+
+    def _free_later(self) -> None:
+        """See that the main thread gets to the next epoch.
+
+        Between processors a receive from a stage that is gone raises. Between devices it waits
+        on the device, and nothing but breaking it off ends that.
+        """
+        stuck_in = self._epoch
+
+        def free() -> None:
+            if stuck_in is not None and self._epoch == stuck_in and self._line is not None:
+                self._line.abort()
+
+        timer = threading.Timer(_FREE_AFTER_S, free)
+        timer.daemon = True
+        timer.start()
 
     def _tell(self, did: str, **facts: Any) -> None:
         self._channel.send({"did": did, **facts})
@@ -139,8 +161,13 @@ class StageProcess:
     def _device(self) -> torch.device:
         return torch.device(self._settings.get("device", "cpu"))
 
-    def _profile(self, message: Message) -> None:
+    def _use(self, message: Message) -> None:
         self._settings = message
+        if self._device.type != "cpu":
+            getattr(torch, self._device.type).set_device(self._device)
+
+    def _profile(self, message: Message) -> None:
+        self._use(message)
         # Compiling takes longer than measuring, and changes little about the balance of layers.
         how = message["kernels"] | {"compiles": False}
         measured = profile.measure(
@@ -153,7 +180,7 @@ class StageProcess:
 
     def _load(self, message: Message) -> None:
         """Build the stage; a model that cannot be cut this way is the configuration's fault."""
-        self._settings = message
+        self._use(message)
         self._parts = self._stage = self._sampler = None
         release(self._device)
         try:

@@ -84,7 +84,13 @@ class Line:
             rank=self._stage,
             world_size=self._num_stages,
             timeout=within,
+            device_id=None if self._device.type == "cpu" else self._device,
         )
+
+    def abort(self) -> None:
+        """Break off what another thread waits for in the group: it raises there, or ends."""
+        if dist.is_initialized() and dist.group.WORLD is not None:
+            dist.group.WORLD.abort()
 
     def leave(self) -> None:
         """Drop the group and whatever is on its way in it."""
