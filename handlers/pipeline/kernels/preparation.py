@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -117,11 +117,16 @@ def _refusal(parts: StageModel) -> str:
 
 def _trial(parts: StageModel) -> Tensor:
     """What the decoder makes of three tokens."""
-    weight = next(parts.model.parameters())
-    width = parts.config.get_text_config(decoder=True).hidden_size
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(1, 3, width, generator=generator).to(weight.dtype)
-    output: Tensor = parts.decoder(
-        inputs_embeds=hidden, position_ids=torch.arange(3)[None], use_cache=False
-    ).last_hidden_state
+    arguments: dict[str, Any] = {
+        "attention_mask": torch.ones(1, 3, dtype=torch.long),
+        "position_ids": torch.arange(3)[None],
+        "use_cache": False,
+    }
+    if parts.is_first:
+        arguments["input_ids"] = torch.arange(3)[None]
+    else:
+        width = parts.config.get_text_config(decoder=True).hidden_size
+        hidden = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(0))
+        arguments["inputs_embeds"] = hidden.to(next(parts.model.parameters()).dtype)
+    output: Tensor = parts.decoder(**arguments).last_hidden_state
     return output.float()
