@@ -54,6 +54,8 @@ MOST_S: Final = 120.0
 #: How often in a row a stage may end before it is ready.
 MAX_DEATHS: Final = 3
 _TICK_S: Final = 0.25
+#: How long the reason of a break is waited for when only its effect was heard of.
+_HINT_S: Final = 0.5
 
 
 class Crew:
@@ -75,6 +77,8 @@ class Crew:
         self._least_blocks = 1
         self._epoch = 0
         self._is_ready = False
+        #: When a stage lost a neighbour, which stage, and what it says.
+        self._hint: tuple[float, int, str] | None = None
         self._slowest_s = 0.0
         self.members: list[Member] = []
         self._standby = Member(-1)
@@ -129,7 +133,7 @@ class Crew:
         """Have the stages reload so that they hold these layers; the epoch is over."""
         self._cuts, self._num_blocks, self._is_ready = cuts, None, False
         for member in self.members:
-            member.num_blocks = None
+            member.num_blocks = member.epoch = None
         self._advance()
 
     def close(self) -> None:
@@ -224,17 +228,23 @@ class Crew:
     def _broken(self, member: Member, message: Message) -> None:
         if message["epoch"] is None:  # it broke at what it was told to do, not at a step
             member.doing = None
-        if message["is_memory"] and self._num_blocks is not None:
-            self._num_blocks = max(self._least_blocks, self._num_blocks * 4 // 5)
-        is_current = message["epoch"] in (self._epoch, None)
-        if is_current and self._is_ready:
+        if message["is_memory"]:
+            if self._num_blocks is not None:
+                self._num_blocks = max(self._least_blocks, self._num_blocks * 4 // 5)
             self._end_epoch(member.index, message["reason"])
+        elif self._is_ready and message["epoch"] == self._epoch and self._hint is None:
+            # It lost a neighbour. Who that is, and why, is about to be heard from elsewhere.
+            self._hint = (time.monotonic(), member.index, message["reason"])
 
     def _end_epoch(self, stage: int, reason: str) -> None:
-        if self._is_ready:
-            logger.warning("epoch_broken epoch=%d stage=%d reason=%s", self._epoch, stage, reason)
-            self._events.append(Broken(stage, reason))
+        self._hint = None
+        if not self._is_ready:
+            return
+        logger.warning("epoch_broken epoch=%d stage=%d reason=%s", self._epoch, stage, reason)
+        self._events.append(Broken(stage, reason))
         self._is_ready = False
+        for member in self.members:
+            member.epoch = None
 
     def _lose(self, member: Member) -> None:
         """A stage's process is gone, or as good as gone."""
@@ -372,6 +382,9 @@ class Crew:
 
     def _watch(self, now: float) -> None:
         """Ping who is silent; kill who hangs; notice who died before saying hello."""
+        if self._hint is not None and now - self._hint[0] > _HINT_S:
+            self._end_epoch(*self._hint[1:])
+            self._advance()
         limit_s = max(SILENCE_S, min(MOST_S, SLOWEST_TIMES * self._slowest_s))
         for member in (*self.members, self._standby):
             complaint = member.complaint(now, SILENCE_S, limit_s, self._orders.startup_timeout_s)

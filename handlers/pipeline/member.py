@@ -116,9 +116,13 @@ class Member:
             self._due_since = now
 
     def is_through(self, now: float) -> None:
-        """It has done the oldest of its steps."""
+        """It has done the oldest of its steps.
+
+        That may be heard before the stage in front is heard to have passed the step on: then the
+        count is below zero for a moment.
+        """
         self._num_due -= 1
-        self._due_since = now if self._num_due else None
+        self._due_since = now if self._num_due > 0 else None
 
     def complaint(
         self, now: float, silence_s: float, step_limit_s: float, startup_limit_s: float

@@ -147,7 +147,7 @@ def test_a_request_at_which_the_engine_fails_twice_is_failed_and_nobody_else(
     ids = [faulty.submit(**request) for request in REQUESTS]
     faulty.wait_for_tokens(ids[0], 10)
 
-    poison = faulty.result(faulty.submit(prompt_token_ids=(5, token_id, 7), max_new_tokens=4))
+    poison = faulty.result(faulty.submit(prompt_token_ids=(5, *[token_id] * 3), max_new_tokens=4))
 
     assert isinstance(poison.end, Failure)
     assert poison.end.status == 500
@@ -159,7 +159,7 @@ def test_a_request_at_which_the_engine_fails_twice_is_failed_and_nobody_else(
 def test_running_out_of_memory_costs_no_process(faulty: Replica) -> None:
     before = [stage.pid for stage in faulty.stages()]
 
-    faulty.generate(prompt_token_ids=(5, 1997, 7), max_new_tokens=4)
+    faulty.generate(prompt_token_ids=(5, *[1997] * 3), max_new_tokens=4)
 
     assert faulty.generate(**REQUESTS[0]).token_ids
     assert [stage.pid for stage in faulty.stages()] == before
@@ -167,7 +167,7 @@ def test_running_out_of_memory_costs_no_process(faulty: Replica) -> None:
 
 def test_running_out_of_memory_again_and_again_leaves_room_to_work(faulty: Replica) -> None:
     for _ in range(6):
-        faulty.generate(prompt_token_ids=(5, 1997, 7), max_new_tokens=4)
+        faulty.generate(prompt_token_ids=(5, *[1997] * 3), max_new_tokens=4)
 
     whole = faulty.generate(prompt="x", max_new_tokens=1000, ignore_eos=True)
     assert len(whole.token_ids) == 1000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,24 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) ->
     return write_random_model(config, folder, seed=3, tokenizer_from=demo_folder)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4], ids=["1-stage", "2-stages", "4-stages"])
-def replica(request: pytest.FixtureRequest, model_folder: Path) -> Iterator[Replica]:
-    replica = Replica(model_folder, request.param)
-    yield replica
-    replica.close()
+@pytest.fixture(scope="module")
+def replicas(model_folder: Path) -> Iterator[Callable[[int], Replica]]:
+    """Replicas by their number of stages, each started once whatever the order of the tests."""
+    started: dict[int, Replica] = {}
+
+    def start(num_stages: int) -> Replica:
+        if num_stages not in started:
+            started[num_stages] = Replica(model_folder, num_stages)
+        return started[num_stages]
+
+    yield start
+    for replica in started.values():
+        replica.close()
+
+
+@pytest.fixture(params=[1, 2, 4], ids=["1-stage", "2-stages", "4-stages"])
+def replica(request: pytest.FixtureRequest, replicas: Callable[[int], Replica]) -> Replica:
+    return replicas(request.param)
 
 
 class Reference:
@@ -163,22 +176,15 @@ def test_an_answer_resumed_at_any_token_goes_on_with_the_same_tokens_and_text(
         assert whole.text.endswith(result.text)
 
 
-def test_one_stage_and_four_draw_the_same(
-    model_folder: Path, replica: Replica, request: pytest.FixtureRequest
-) -> None:
-    if "4-stages" not in request.node.name:
-        pytest.skip("compared with one stage once")
+def test_one_stage_and_four_draw_the_same(replicas: Callable[[int], Replica]) -> None:
     requests = [
         {"prompt": p, "max_new_tokens": 40, "ignore_eos": True, "temperature": 1.0, "seed": i}
         for i, p in enumerate(PROMPTS)
     ]
-    one_stage = Replica(model_folder, 1)
-    try:
-        wanted = [result.token_ids for result in one_stage.generate_all(requests)]
-    finally:
-        one_stage.close()
 
-    assert [result.token_ids for result in replica.generate_all(requests)] == wanted
+    one, four = (replicas(num_stages).generate_all(requests) for num_stages in (1, 4))
+
+    assert [result.token_ids for result in one] == [result.token_ids for result in four]
 
 
 def test_an_end_token_ends_the_answer(replica: Replica, reference: Reference) -> None:

@@ -1,4 +1,4 @@
-"""Makes stages fail at certain tokens, in every process that has this folder on its path.
+"""Makes stages fail at certain tokens, three in a row, in every process with this on its path.
 
 Stands for what an input can do to a kernel: end the process, hang it, run out of memory, or give
 numbers that are none.
@@ -31,9 +31,8 @@ class _Failing(MetaPathFinder):
                 _fail(module.torch, step)
                 result = forward(stage, step, inputs)
                 with module.torch.inference_mode():
-                    for row, token_ids in enumerate(step.token_ids):
-                        if NOT_A_NUMBER in token_ids:
-                            result[row] = float("nan")
+                    for row in _rows_with(NOT_A_NUMBER, step):
+                        result[row] = float("nan")
                 return result
 
             module.Stage.forward = failing
@@ -42,13 +41,19 @@ class _Failing(MetaPathFinder):
         return spec
 
 
+def _rows_with(token_id, step):
+    words = f" {token_id} {token_id} {token_id} "
+    return [
+        row for row, ids in enumerate(step.token_ids) if words in f" {' '.join(map(str, ids))} "
+    ]
+
+
 def _fail(torch, step):
-    token_ids = {token_id for row in step.token_ids for token_id in row}
-    if DEADLY in token_ids:
+    if _rows_with(DEADLY, step):
         os._exit(66)
-    if HANGING in token_ids:
+    if _rows_with(HANGING, step):
         time.sleep(3600)
-    if HUNGRY in token_ids:
+    if _rows_with(HUNGRY, step):
         raise torch.OutOfMemoryError("a test asked for too much")
 
 
