@@ -38,7 +38,9 @@ def _text_model(root: Path, folder: Path) -> ModelConfig:
     if not folder.exists():
         write_random_model(config, folder, tokenizer_from=root / "models" / "demo")
     demo = model_config.load(root / "model_configs" / "demo.yaml")
-    return replace(demo, source=replace(demo.source, location=str(folder)), num_stages=1)
+    return replace(
+        demo, source=replace(demo.source, location=str(folder)), num_stages=1, has_standby=False
+    )
 
 
 def _vllm(root: Path, folder: Path) -> ModelConfig:

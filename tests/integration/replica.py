@@ -32,6 +32,8 @@ def model_config(folder: Path, num_stages: int = 1, **fields: Any) -> ModelConfi
         "num_lanes": None, "max_batch": 8, "max_context": 128, "prefill_chunk": 16,
         "num_replicas": 1, "device_type": "cpu", "device_ids": None, "response_timeout_s": 60,
         "startup_timeout_s": START_TIMEOUT_S, "partition_by": "estimated",
+        # It takes seconds of a processor to start, and most tests lose no stage.
+        "has_standby": False,
     }  # fmt: skip
     return ModelConfig(**(settings | fields))
 

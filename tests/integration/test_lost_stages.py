@@ -53,7 +53,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) ->
 def replica(model_folder: Path) -> Iterator[Replica]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crew, "SILENCE_S", SILENCE_S)
-        replica = Replica(model_folder, 3, max_context=1024)
+        replica = Replica(model_folder, 3, max_context=1024, has_standby=True)
         yield replica
         replica.close()
 
@@ -127,7 +127,7 @@ def faulty(root: Path, model_folder: Path) -> Iterator[Replica]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crew, "SILENCE_S", SILENCE_S)
         patch.setenv("PYTHONPATH", str(root / "tests" / "data" / "faulty_stage"))
-        replica = Replica(model_folder, 3, max_context=1024)
+        replica = Replica(model_folder, 3, max_context=1024, has_standby=True)
         yield replica
         replica.close()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -166,11 +167,13 @@ def test_an_answer_resumed_at_any_token_goes_on_with_the_same_tokens_and_text(
     request = {"prompt": PROMPTS[2], "max_new_tokens": 64, "ignore_eos": True} | how
     whole = replica.generate(**request)
 
+    # Every token where stages are most, some where they are fewer.
+    cuts = range(1, 65, 1 if replica.config.num_stages == 4 else 9)
     resumed = replica.generate_all(
-        [request | {"generated": tuple(whole.token_ids[:cut])} for cut in range(1, 65)]
+        [request | {"generated": tuple(whole.token_ids[:cut])} for cut in cuts]
     )
 
-    for cut, result in enumerate(resumed, 1):
+    for cut, result in zip(cuts, resumed, strict=True):
         assert result.token_ids == whole.token_ids[cut:]
         assert result.end == whole.end == Finish("length", whole.end.num_prompt_tokens, 64)
         assert whole.text.endswith(result.text)
@@ -241,13 +244,13 @@ def test_a_token_outside_the_vocabulary_is_refused(replica: Replica) -> None:
 
 
 def test_closing_leaves_no_process(model_folder: Path) -> None:
-    replica = Replica(model_folder, 2)
-    stages = replica.stages()
+    replica = Replica(model_folder, 2, has_standby=True)
+    started = psutil.Process().children()
 
     replica.close()
 
-    assert len(stages) == 2
-    assert not any(stage.is_running() for stage in stages)
+    assert len(started) >= 3
+    assert not any(process.is_running() for process in started)
 
 
 def test_a_model_that_does_not_fit_its_configuration_is_refused(model_folder: Path) -> None:
