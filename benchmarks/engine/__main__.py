@@ -28,7 +28,7 @@ from benchmarks.engine.workload import LLAMA_200M, LLAMA_TINY
 
 FULL = Sizes(
     shape=LLAMA_200M,
-    num_tokens=32,
+    num_tokens=96,
     mean_prompt=64,
     slow_mean_prompt=16,
     rounds=3,
