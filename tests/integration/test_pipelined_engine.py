@@ -244,12 +244,13 @@ def test_a_token_outside_the_vocabulary_is_refused(replica: Replica) -> None:
 
 
 def test_closing_leaves_no_process(model_folder: Path) -> None:
+    others = set(psutil.Process().children())
     replica = Replica(model_folder, 2, has_standby=True)
-    started = psutil.Process().children()
+    started = set(psutil.Process().children()) - others
 
     replica.close()
 
-    assert len(started) >= 3
+    assert len(started) >= 2
     assert not any(process.is_running() for process in started)
 
 
