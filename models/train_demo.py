@@ -281,7 +281,7 @@ class Trainer:
     def _step(self, windows: Tensor) -> None:
         factor = learning_rate_factor(self.progress, self.recipe.last_factor)
         loss = token_losses(self.model, windows).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types here
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:

@@ -267,7 +267,7 @@ async def _grpc(settings: Settings, front: Front, dispatcher: Dispatcher) -> Asy
     server = grpc.aio.server(options=list(options.items()))
     attach(server, front)
     # Generated code, without types.
-    add_RunnerServiceServicer_to_server(dispatcher, server)  # type: ignore[no-untyped-call]
+    add_RunnerServiceServicer_to_server(dispatcher, server)  # type: ignore[no-untyped-call]  # generated
     target = f"{settings.host}:{settings.grpc_port}"
     try:
         server.add_insecure_port(target)

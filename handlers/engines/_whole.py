@@ -67,7 +67,7 @@ class WholeModel:
             ValueError: transformers has no causal language model of this kind, or the files lack
                 weights of it.
         """
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=dtype, output_loading_info=True
         )

@@ -37,14 +37,14 @@ class View:
     spread: Spread | None
 
 
-class BlockLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class BlockLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers has no types here
     """One layer: keys and values, each [blocks + spare, BLOCK, key heads, head size]."""
 
     is_sliding = False
     is_compileable = False
 
     def __init__(self, cache: BlockCache) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers has no types here
         self._cache = cache
         #: One token's keys and values, without contents; empty before the layer was ever run.
         self._samples: tuple[Tensor, ...] = ()

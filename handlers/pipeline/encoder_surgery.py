@@ -60,7 +60,7 @@ def build(
         ValueError: the model is no list of layers behind embeddings, transformers knows no such
             model for the task, or the files lack weights.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     num_layers = config.num_hidden_layers
     part = _part_class(_model_class(config, task), cut, num_layers)

@@ -97,7 +97,7 @@ def build(
     Raises:
         ValueError: the model cannot be cut into stages, or its files lack weights of this stage.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
     whole = AutoConfig.from_pretrained(model_dir)
     config = whole.get_text_config(decoder=True)
     is_first, is_last = cut[0] == 0, cut[1] == config.num_hidden_layers

@@ -34,7 +34,7 @@ def write_thin(config: Any, auto_class: Any, folder: Path, run: Callable[[Any], 
     Raises:
         NotThin: the copies cannot be built, or ``run`` fails with all of them.
     """
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types here
     failure: Exception | None = None
     for recipe in RECIPES:
         try:

@@ -75,7 +75,7 @@ class Watcher:
         self._tell = tell
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         # Generated code, without types.
-        self._stub = TaskServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = TaskServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
 
     def __repr__(self) -> str:
         return f"<Watcher {self._target} tenant={self._tenant!r}>"

@@ -78,5 +78,5 @@ def server_options(max_body_bytes: int) -> list[tuple[str, int]]:
 def attach(server: grpc.aio.Server, front: Front) -> None:
     """Put the client services onto a server that was not started yet."""
     # Generated code, without types.
-    add_InferenceAPIsServiceServicer_to_server(InferenceService(front), server)  # type: ignore[no-untyped-call]
-    add_TaskServiceServicer_to_server(TaskService(front), server)  # type: ignore[no-untyped-call]
+    add_InferenceAPIsServiceServicer_to_server(InferenceService(front), server)  # type: ignore[no-untyped-call]  # generated
+    add_TaskServiceServicer_to_server(TaskService(front), server)  # type: ignore[no-untyped-call]  # generated

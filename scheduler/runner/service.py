@@ -167,7 +167,7 @@ class Runner:
         outbox.put_nowait(self._hello())
         async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
             # Generated code, without types.
-            stub = rpc.RunnerServiceStub(channel)  # type: ignore[no-untyped-call]
+            stub = rpc.RunnerServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
             call = stub.Connect()
             talk = [
                 asyncio.create_task(_write(call, outbox), name="to the control plane"),
