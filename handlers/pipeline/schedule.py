@@ -48,7 +48,8 @@ class Counts:
     #: Not used by anyone, but holding what may be found again.
     num_blocks_cached: int
     num_blocks_free: int
-    #: In all so far, like those below.
+    #: Slots given, in all so far, like those below; one that was preempted is given one again.
+    num_admitted: int
     num_preempted: int
     #: Tokens that were found in the prefix cache and not computed.
     num_tokens_saved: int
@@ -117,6 +118,7 @@ class Schedule:
             used,
             cached,
             self._shape.num_blocks - used - cached,
+            slots.num_admitted,
             slots.num_preempted,
             slots.num_tokens_saved,
             self._num_mismatches,

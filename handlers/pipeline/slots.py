@@ -34,7 +34,7 @@ class Slots:
         #: Longest free first.
         self._free = list(range(shape.max_rows))
         self._num_arrived = 0
-        self.num_preempted = self.num_tokens_saved = 0
+        self.num_admitted = self.num_preempted = self.num_tokens_saved = 0
 
     def __repr__(self) -> str:
         return f"<Slots waiting={len(self.waiting)} running={len(self._taken)} {self.blocks!r}>"
@@ -138,6 +138,7 @@ class Slots:
         self._free.remove(place.slot)
         self._taken[place.slot] = sequence
         sequence.slot, sequence.num_cached = place.slot, place.num_found * BLOCK
+        self.num_admitted += 1
         self.num_tokens_saved += sequence.num_cached
         return True
 

@@ -43,6 +43,8 @@ class Watch:
         self._num_faults = 0
         self._last_fault = ""
         self._tended_at = 0.0
+        #: Whether steps were done since the status was written.
+        self._has_news = False
 
     def issued(self, step: Step, now: float) -> None:
         """A step was sent."""
@@ -52,6 +54,7 @@ class Watch:
 
     def done(self, done: Done, now: float) -> None:
         """A stage has done a step."""
+        self._has_news = True
         if self._meter is not None:
             self._meter.done(done.number, done.stage, done.seconds, now)
 
@@ -77,15 +80,19 @@ class Watch:
         if now - self._tended_at < _TEND_EVERY_S or self._meter is None:
             return None
         self._tended_at = now
-        if self._meter.measured().work_s < _LEAST_WORK_S:
+        says_something = self._meter.measured().work_s >= _LEAST_WORK_S
+        if says_something:
+            self._measured = self._meter.take()
+        if self._has_news:
+            self._write(crew, schedule)
+        if not says_something:
             return None
-        self._measured = self._meter.take()
-        self._write(crew, schedule)
         plan = self._drift.look(self._meter.stage_times()) if self._drift is not None else None
         return None if plan is None else self._planning.follow(plan)
 
     def _write(self, crew: Crew, schedule: Schedule) -> None:
         """Leave the status; whoever reads it never sees half of it."""
+        self._has_news = False
         if self._folder is None or self._planning.plan is None:
             return
         path = self._folder / STATUS_FILE

@@ -115,15 +115,31 @@ class Subject:
 
     def answers(self, request_id: str) -> list[Answer]:
         """Everything up to the final answer."""
-        answers: list[Answer] = []
+        return self.answers_of(request_id)[0]
+
+    def answers_of(self, *request_ids: str) -> list[list[Answer]]:
+        """Of several open requests: everything up to the final answer of each.
+
+        All are taken from at every turn, as the handler does: while one has answers nobody takes,
+        ``wait`` returns at once, and a loop around it would keep the engine from its processor.
+        """
+        answers: dict[str, list[Answer]] = {request_id: [] for request_id in request_ids}
         until = time.monotonic() + TIMEOUT_S
-        while not (answers and is_final(answers[-1])):
-            assert time.monotonic() < until, f"no final answer among {answers}"
+        while missing := [name for name, got in answers.items() if not _is_complete(got)]:
+            assert time.monotonic() < until, f"no final answer to {missing} among {answers}"
             self.engine.wait(0.1)
-            answers += self.engine.take(request_id)
-        return answers
+            for request_id in missing:
+                answers[request_id] += self.engine.take(request_id)
+        return list(answers.values())
 
     def say(self, request: Request) -> Said:
         """Ask and wait for all of it."""
         self.engine.submit("said", request)
-        return Said(self.answers("said"))
+        try:
+            return Said(self.answers("said"))
+        finally:
+            self.engine.cancel("said")
+
+
+def _is_complete(answers: list[Answer]) -> bool:
+    return bool(answers) and is_final(answers[-1])

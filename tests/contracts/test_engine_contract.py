@@ -101,7 +101,7 @@ def test_requests_at_the_same_time_are_all_answered(subject: Subject) -> None:
     for name in names:
         subject.engine.submit(name, subject.short)
 
-    first, *others = [_content(subject.answers(name)) for name in names]
+    first, *others = map(_content, subject.answers_of(*names))
     for each in others:
         assert each == pytest.approx(first, abs=1e-5)
 

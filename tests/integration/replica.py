@@ -71,6 +71,7 @@ class Replica:
         self.config = model_config(folder, num_stages, **fields)
         self.engine: Engine = start_engine(self.config, Place(folder=self._folder))
         self._results: dict[str, Result] = {}
+        self._num_answers = 0
 
     def submit(self, **request: Any) -> str:
         """Send a request; returns its id."""
@@ -78,6 +79,7 @@ class Replica:
         self._results[request_id] = Result()
         try:
             self.engine.submit(request_id, GenerationRequest(**request))
+            self._num_answers += request.get("n", 1)
         except BadRequest as error:
             failure = Failure(error.status, error.message, error.field)
             self._results[request_id].end = failure
@@ -88,11 +90,11 @@ class Replica:
 
     def wait_for_tokens(self, request_id: str, count: int) -> None:
         """Return as soon as a request has that many tokens."""
-        self._until(lambda: len(self._results[request_id].token_ids) >= count)
+        self.wait_until(lambda: len(self._results[request_id].token_ids) >= count)
 
     def result(self, request_id: str) -> Result:
         """The complete answer of a request."""
-        self._until(lambda: self._results[request_id].end is not None)
+        self.wait_until(lambda: self._results[request_id].end is not None)
         return self._results[request_id]
 
     def generate(self, **request: Any) -> Result:
@@ -101,6 +103,11 @@ class Replica:
     def generate_all(self, requests: Sequence[Mapping[str, Any]]) -> list[Result]:
         """The answers to requests that run at the same time."""
         return [self.result(each) for each in [self.submit(**request) for request in requests]]
+
+    @property
+    def num_answers(self) -> int:
+        """That were asked for, n of each request that was not refused."""
+        return self._num_answers
 
     def stages(self) -> list[psutil.Process]:
         """The stages' processes, in their order, as the status names them; only living ones."""
@@ -119,7 +126,12 @@ class Replica:
         self.engine.close()
         shutil.rmtree(self._folder)
 
-    def _until(self, is_done: Callable[[], bool]) -> None:
+    def wait_until(self, is_done: Callable[[], bool]) -> None:
+        """Take answers until something is so.
+
+        Raises:
+            AssertionError: it was not within ``ANSWER_TIMEOUT_S``.
+        """
         until = time.monotonic() + ANSWER_TIMEOUT_S
         while not is_done():
             assert time.monotonic() < until, f"nothing for {ANSWER_TIMEOUT_S} s: {self.engine!r}"
