@@ -120,7 +120,7 @@ def test_a_greedy_answer_is_the_same_with_every_engine(
 def test_a_seed_draws_the_same_tokens_with_every_engine_that_draws_so(
     name: str, changes: dict[str, object], start_subject: Callable[[str], Subject]
 ) -> None:
-    request = replace(SAMPLED, ignore_eos="regex" not in changes, **changes)  # type: ignore[arg-type]
+    request = replace(SAMPLED, ignore_eos="regex" not in changes, **changes)
 
     said, expected = start_subject(name).say(request), start_subject("transformers").say(request)
 
@@ -226,7 +226,7 @@ def test_what_the_model_cannot_serve_is_refused_by_name(
     subject: Subject, changes: dict[str, object], field: str
 ) -> None:
     with pytest.raises(BadRequest) as refused:
-        subject.engine.submit("bad", replace(GREEDY, **changes))  # type: ignore[arg-type]
+        subject.engine.submit("bad", replace(GREEDY, **changes))
 
     assert refused.value.field == field
     assert subject.engine.take("bad") == []

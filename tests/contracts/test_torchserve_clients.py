@@ -146,7 +146,7 @@ async def test_a_registered_replica_becomes_ready_and_is_listed(ready: Served) -
 async def test_registering_twice_changes_nothing(ready: Served) -> None:
     await ready.management.register(REPLICA, REPLICA)
 
-    assert (await ready.management.describe(REPLICA)).is_ready  # type: ignore[union-attr]
+    assert (await ready.management.describe(REPLICA)).is_ready
 
 
 async def test_unregistering_twice_changes_nothing(ready: Served) -> None:
@@ -216,7 +216,7 @@ async def test_a_replica_whose_worker_died_becomes_ready_again(ready: Served) ->
         await ready.collect({"prompt": "die", "max_new_tokens": 9})
 
     async with asyncio.timeout(5):
-        while (await ready.management.describe(REPLICA)).is_ready:  # type: ignore[union-attr]
+        while (await ready.management.describe(REPLICA)).is_ready:
             await asyncio.sleep(0.01)
     await ready.until_ready()
     assert await ready.collect({"prompt": "x", "max_new_tokens": 1})

@@ -130,7 +130,7 @@ class Node(Running):
 
         async def say_nothing() -> None: ...
 
-        self.runner._hand_back = say_nothing  # type: ignore[method-assign]
+        self.runner._hand_back = say_nothing
         await self.close()
 
 

@@ -36,12 +36,12 @@ async def channel(system: GatewaySystem) -> AsyncIterator[Any]:
 
 @pytest.fixture
 def inference(channel: Any) -> Any:
-    return InferenceAPIsServiceStub(channel)  # type: ignore[no-untyped-call]
+    return InferenceAPIsServiceStub(channel)
 
 
 @pytest.fixture
 def tasks(channel: Any) -> Any:
-    return TaskServiceStub(channel)  # type: ignore[no-untyped-call]
+    return TaskServiceStub(channel)
 
 
 def request(

@@ -73,7 +73,7 @@ async def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     await torchserve.start()
     management = Management(Endpoint(tmp_path / "state"), SystemClock())
     clock = ManualClock()
-    kept = Kept(torchserve, None, clock)  # type: ignore[arg-type]
+    kept = Kept(torchserve, None, clock)
 
     def changed() -> None:
         kept.num_changes += 1

@@ -92,7 +92,7 @@ def test_answers_parse_as_their_schema_says(tokenizer: Any) -> None:
 def test_a_constrained_answer_goes_on_the_same_after_a_resume_at_any_position(
     fields: dict[str, str], tokenizer: Any
 ) -> None:
-    how = Sampling(1.0, seed=8, top_p=0.95, presence_penalty=0.2, **fields)  # type: ignore[arg-type]
+    how = Sampling(1.0, seed=8, top_p=0.95, presence_penalty=0.2, **fields)
     source = random_logits(VOCABULARY, 1)
     whole = answer(how, source, 64, tokenizer=tokenizer)
     said = [draw.token_id for draw in whole]
@@ -191,7 +191,7 @@ def test_what_cannot_be_compiled_is_refused_at_the_door(
     fields: dict[str, str], words: str, tokenizer: Any
 ) -> None:
     with pytest.raises(BadRequest, match=re.escape(words)) as caught:
-        check(Sampling(**fields), tokenizer)  # type: ignore[arg-type]
+        check(Sampling(**fields), tokenizer)
 
     assert caught.value.field == next(iter(fields))
     assert len(caught.value.message) < 400

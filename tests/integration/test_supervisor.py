@@ -29,7 +29,7 @@ def program(folder: Path, name: str, argv: list[str], **options: object) -> Prog
         environment=dict(os.environ),
         cwd=folder,
         log_file=folder / f"{name}.log",
-        **options,  # type: ignore[arg-type] # tests pass what they vary by name
+        **options,
     )
 
 

@@ -94,7 +94,7 @@ class Run:
 def answers() -> st.SearchStrategy[Arrival]:
     def build(text: int, shared: int, own: list[int], *rest: object) -> Arrival:
         prompt = (TEXTS[text][:shared] + own)[: CONTEXT - 70] or [0]
-        return Arrival(prompt, *rest)  # type: ignore[arg-type]
+        return Arrival(prompt, *rest)
 
     return st.builds(
         build,

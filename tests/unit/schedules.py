@@ -12,7 +12,7 @@ from handlers.pipeline.step import Draw, Step
 def schedule(stages: int = 1, rows: int = 4, chunk: int = 8, **how: object) -> Schedule:
     lanes = how.pop("lanes", None)
     shape = Shape(stages, rows, chunk, 256, 4 * rows, has_prefix_cache=False)
-    return Schedule(replace(shape, **how), LaneModel(stages, lanes))  # type: ignore[arg-type]
+    return Schedule(replace(shape, **how), LaneModel(stages, lanes))
 
 
 def sequence(num_prompt: int, name: str = "s") -> Sequence:

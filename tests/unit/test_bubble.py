@@ -98,7 +98,7 @@ def test_stage_times_are_those_of_the_commonest_number_of_rows() -> None:
 
     times = meter.stage_times()
 
-    assert times == StageTimes(8, pytest.approx((0.1, 0.2)))  # type: ignore[arg-type]
+    assert times == StageTimes(8, pytest.approx((0.1, 0.2)))
 
 
 def test_prefill_is_work_but_no_decode_time() -> None:

@@ -69,7 +69,7 @@ def shown(engine: object) -> str:
     listing = {"nodes": [{"replicas": [{"name": "demo__r0", "engine": engine}]}]}
     console = Console(width=200, file=io.StringIO())
     console.print(tables.stage_table(listing))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    return console.file.getvalue()
 
 
 def test_stages_are_shown_with_plan_measurement_and_faults() -> None:

@@ -130,4 +130,4 @@ def test_a_gap_in_a_stream_is_an_error() -> None:
     with pytest.raises(ApiError, match="missing"):
         _refuse_gap("t", Chunk(4, (1,), "x"), 2)
     with pytest.raises(ApiError, match="missing"):
-        _refuse_gap("t", State(3, {}), 2)  # type: ignore[typeddict-item]
+        _refuse_gap("t", State(3, {}), 2)

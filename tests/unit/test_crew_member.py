@@ -21,8 +21,8 @@ class Process:
 @pytest.fixture
 def member() -> Member:
     member = Member(0)
-    member.process = Process()  # type: ignore[assignment]
-    member.connected(object())  # type: ignore[arg-type]
+    member.process = Process()
+    member.connected(object())
     member.heard_at = 100.0
     return member
 

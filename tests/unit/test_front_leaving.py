@@ -37,7 +37,7 @@ def accepted() -> asyncio.Future[tuple[Task, bool]]:
 
 
 def front(book: Any) -> Front:
-    return Front(book, {}, {}, None, ManualClock())  # type: ignore[arg-type]
+    return Front(book, {}, {}, None, ManualClock())
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ def make_task(state: TaskState = TaskState.SUCCEEDED, **changes: object) -> Task
         "prompt_cost": 1,
         "cost_per_token": 2,
     }
-    return Task(**{**fields, **changes})  # type: ignore[arg-type]
+    return Task(**{**fields, **changes})
 
 
 def test_a_summary_has_neither_input_nor_output() -> None:

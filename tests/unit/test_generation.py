@@ -19,12 +19,12 @@ def decode(token_ids: Sequence[int]) -> str:
 
 
 def generation(prompt: Sequence[int] = (1, 2, 3), **fields: object) -> Generation:
-    request = GenerationRequest(prompt_token_ids=tuple(prompt), **fields)  # type: ignore[arg-type]
+    request = GenerationRequest(prompt_token_ids=tuple(prompt), **fields)
     return Generation(request, prompt, LIMITS, decode)
 
 
 def completion(**fields: object) -> Completion:
-    request = GenerationRequest(prompt_token_ids=(1, 2, 3), **fields)  # type: ignore[arg-type]
+    request = GenerationRequest(prompt_token_ids=(1, 2, 3), **fields)
     return Completion(request, (1, 2, 3), LIMITS, decode)
 
 
@@ -129,7 +129,7 @@ def test_prompt_and_generated_beyond_the_context_are_refused() -> None:
 )
 def test_a_token_outside_the_vocabulary_is_refused(fields: dict[str, object], name: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        generation(**fields)  # type: ignore[arg-type]
+        generation(**fields)
 
     assert caught.value.field == name
 

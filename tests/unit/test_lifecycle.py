@@ -137,7 +137,7 @@ def test_an_answer_that_ends_in_its_first_output_is_no_stream(worker: Worker) ->
         submit(request_id, request)
         worker.engine.outbox.put(request_id, [FINISH])
 
-    worker.engine.submit = answer_at_once  # type: ignore[method-assign]
+    worker.engine.submit = answer_at_once
     _, context = worker.call(a=PROMPT)
 
     assert context.verdict(0) is None

@@ -82,7 +82,7 @@ def test_a_prompt_alone_is_nearly_as_soon_through_as_with_the_best_chunk(
             before = run.now
             one = sequence(name, num_tokens)
             if is_fixed:
-                schedule._pace.fill = lambda *_: chunk  # type: ignore[method-assign]
+                schedule._pace.fill = lambda *_: chunk
             schedule.add(one)
             while not run.grown_at[name]:
                 run.run(1)

@@ -161,8 +161,8 @@ def test_what_a_fault_may_have_spoilt_is_not_found() -> None:
 
 def schedule(**how: object) -> Schedule:
     shape = {"num_stages": 1, "max_rows": 4, "prefill_chunk": 128, "max_context": 512}
-    shape |= {"num_blocks": 32} | how  # type: ignore[assignment]
-    return Schedule(Shape(**shape), LaneModel(1))  # type: ignore[arg-type]
+    shape |= {"num_blocks": 32} | how
+    return Schedule(Shape(**shape), LaneModel(1))
 
 
 def asked(of: Schedule, token_ids: list[int], num_answers: int = 1) -> list[Sequence]:

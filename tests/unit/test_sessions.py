@@ -93,14 +93,14 @@ def test_ending_a_lease_twice_frees_one_place(sessions: Sessions) -> None:
     sessions.ended("one", lease)
     sessions.ended("one", lease)
 
-    assert sessions.next_slot("demo").limit == 1  # type: ignore[union-attr]
+    assert sessions.next_slot("demo").limit == 1
 
 
 def test_the_least_loaded_replica_is_next(sessions: Sessions) -> None:
     connect(sessions, "one", replica("demo__r0"), replica("demo__r1"))
     take(sessions, sessions.next_slot("demo"), "a")
 
-    assert sessions.next_slot("demo").replica == "demo__r1"  # type: ignore[union-attr]
+    assert sessions.next_slot("demo").replica == "demo__r1"
 
 
 def test_load_is_measured_against_capacity(sessions: Sessions) -> None:
@@ -115,7 +115,7 @@ def test_load_is_measured_against_capacity(sessions: Sessions) -> None:
 def test_a_replica_takes_no_more_than_brings_it_past_the_next(sessions: Sessions) -> None:
     connect(sessions, "one", replica("demo__r0"), replica("demo__r1"))
 
-    assert sessions.next_slot("demo").limit == 1  # type: ignore[union-attr]
+    assert sessions.next_slot("demo").limit == 1
 
 
 def test_two_runners_share_the_work(sessions: Sessions) -> None:
@@ -166,7 +166,7 @@ def test_the_end_of_an_earlier_stream_does_not_end_the_newer(sessions: Sessions)
 def test_leases_kept_over_a_hello_take_their_places(sessions: Sessions) -> None:
     connect(sessions, "one", replica(capacity=2), leases={LeaseKey("a", 1): "demo__r0"})
 
-    assert sessions.next_slot("demo").limit == 1  # type: ignore[union-attr]
+    assert sessions.next_slot("demo").limit == 1
 
 
 def test_a_runner_that_stays_away_is_forgotten(sessions: Sessions) -> None:

@@ -191,7 +191,7 @@ async def test_a_watcher_that_leaves_is_forgotten(stage: Stage) -> None:
     events = stage.watch()
     await anext(events)
 
-    await events.aclose()  # type: ignore[attr-defined]
+    await events.aclose()
 
     assert repr(stage.book._watchers) == "<Watchers tasks=0 watchers=0>"
 
