@@ -30,6 +30,7 @@ from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
 from scheduler.gateway.tokens import open_counter
+from scheduler.operations import Operations
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.runner import devices
 from scheduler.runner.service import Identity, Runner, load_runner_id
@@ -247,10 +248,11 @@ async def _control(
         dispatcher = Dispatcher(
             book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
         )
-        sidecar = Sidecar(configs, book, dispatcher, reconcile_s=settings.reconcile_s)
+        operations = Operations(book.ledger, book.rules.queue)
+        sidecar = Sidecar(configs, operations, dispatcher, reconcile_s=settings.reconcile_s)
         counters = {name: open_counter(config) for name, config in configs.items()}
-        book.on_desired_replicas(sidecar.look_again)
-        front = Front(book, configs, counters, dispatcher, clock)
+        book.ledger.on_desired_replicas(sidecar.look_again)
+        front = Front(book, operations, configs, counters, dispatcher, clock)
         await stack.enter_async_context(_grpc(settings, front, dispatcher))
         http = await _listen(
             "http-port",
@@ -305,7 +307,8 @@ async def _runner(
 ) -> AsyncIterator[list[Coroutine[Any, Any, None]]]:
     clock = SystemClock()
     node = settings.node or socket.gethostname()
-    identity = Identity(load_runner_id(settings.state), node, devices.count())
+    found = devices.look()
+    identity = Identity(load_runner_id(settings.state), node, found.count, found.kind)
     endpoint = Endpoint(settings.state)
     async with AsyncExitStack() as stack:
         inference = Inference(endpoint)

@@ -46,6 +46,8 @@ class NodeView:
     connected: bool
     num_devices: int
     replicas: tuple[ReplicaView, ...] = ()
+    #: What its devices are, such as "cpu" or "NVIDIA H100 80GB HBM3"; empty when it did not say.
+    device_kind: str = ""
 
 
 class Cluster(Protocol):

@@ -5,8 +5,13 @@
     │   ├── InvalidRequest            422 (or 400, 413, 415): a field cannot be served as it is
     │   ├── ModelNotFound             404
     │   ├── TaskNotFound              404
+    │   ├── KeyNotFound               404
+    │   ├── BulkNotFound              404
     │   ├── IdempotencyConflict       409: the key was used for another request
     │   ├── InvalidTransition         409: the task's state does not allow this move
+    │   ├── NotResumable              409: its output cannot be gone on from
+    │   ├── ClassNotAllowed           403: the tenant may not use this priority class
+    │   ├── QuotaExceeded             429: the tenant has all it may have; try again later
     │   └── StaleLease                409: the lease was given to somebody else
     ├── Unavailable                   503: try again later; nothing accepted is lost
     │   └── StoreUnavailable          the store refused; whether it wrote is unknown
@@ -67,6 +72,24 @@ class TaskNotFound(RequestError):
         self.task_id = task_id
 
 
+class KeyNotFound(RequestError):
+    """There is no key of that id."""
+
+    status = 404
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"there is no key {key_id!r}", field="key_id")
+
+
+class BulkNotFound(RequestError):
+    """The bulk was never begun, belongs to another tenant, or has been purged."""
+
+    status = 404
+
+    def __init__(self, bulk_id: str) -> None:
+        super().__init__(f"there is no bulk {bulk_id!r}", field="bulk_id")
+
+
 class IdempotencyConflict(RequestError):
     """A tenant used an idempotency key for a second, different request."""
 
@@ -90,6 +113,42 @@ class InvalidTransition(RequestError):
             f"from {start} it may go to: {options}"
         )
         self.task_id = task_id
+
+
+class NotResumable(RequestError):
+    """A task was asked to wait that could not go on from what it has produced."""
+
+    status = 409
+
+    def __init__(self, task_id: str, num_tokens: int) -> None:
+        super().__init__(
+            f"task {task_id} cannot be paused: it could not go on from its {num_tokens} tokens "
+            "(resume: none); cancel it or let it finish"
+        )
+        self.task_id = task_id
+
+
+class ClassNotAllowed(RequestError):
+    """A tenant asked for a priority class that operators have not given it."""
+
+    status = 403
+
+    def __init__(self, tenant: str, priority_class: str, allowed: Sequence[str]) -> None:
+        names = ", ".join(allowed) or "none"
+        message = f"tenant {tenant} may not use class {priority_class!r}; it may use: {names}"
+        super().__init__(message, field="class")
+
+
+class QuotaExceeded(RequestError):
+    """A tenant has as much as operators let it have; what it has is not touched."""
+
+    status = 429
+
+    def __init__(self, quota: str, message: str, retry_after_s: float | None) -> None:
+        """``quota``: its name. ``retry_after_s``: None when waiting would not help."""
+        super().__init__(message)
+        self.quota = quota
+        self.retry_after_s = retry_after_s
 
 
 class StaleLease(RequestError):

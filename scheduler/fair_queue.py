@@ -1,19 +1,25 @@
-"""Which task goes next: flows of queued tasks, merged by a fairness policy.
+"""Which task goes next: bands by the weights of their classes, flows by a fairness policy.
 
-Between flows the least virtual time goes first; within a flow the store's order: priority, then
-deadline, then arrival. A flow pays when it is served: the estimate at dispatch, more as soon as the
-output exceeds it, and at the end of an attempt the difference to what was used, up or down.
+Of a model's bands the one with the least virtual time goes next, within it the flow that the
+policy chooses, within that the store's order: priority, then deadline, then arrival. A flow and its
+band pay when they are served: the estimate at dispatch, more as soon as the output exceeds it, and
+at the end of an attempt the difference to what was used, up or down.
+
+A flow of a tenant that has as much in flight as it may is *held*: it takes no part, and what it
+did not use meanwhile is not made up for. Whoever begins to take part, a flow or a band, is lifted to
+those that do.
 
 It is pure but for the transaction it is given: no clock, no I/O of its own. The caller writes the
-task; flows and the floor are written here.
+task; flows, bands and floors are written here.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.flow import Flow
+from scheduler.flow import Band, Flow
 from scheduler.policies.base import Policy
+from scheduler.policies.virtual_time import SCALE
 from scheduler.stores.base import Transaction
 from scheduler.task import Task
 
@@ -24,77 +30,185 @@ class FairQueue:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    def enqueue(self, tx: Transaction, task: Task) -> None:
-        """Count a task that became queued into its flow."""
-        flow = tx.flow(task.model, task.tenant)
-        if not flow.is_active:
-            flow = replace(flow, virtual_time=self._join(tx, flow))
-        tx.put_flow(replace(flow, num_queued=flow.num_queued + 1))
+    def __repr__(self) -> str:
+        return f"<FairQueue policy={type(self._policy).__module__.rpartition('.')[2]}>"
+
+    # -- who goes next
+
+    def next_band(self, tx: Transaction, model: str) -> Band | None:
+        """The band whose turn it is; None when nothing can be claimed."""
+        active = [band for band in tx.bands(model) if band.num_active > 0]
+        return min(active, key=_turn, default=None)
 
     def head(self, tx: Transaction, model: str) -> Task | None:
         """The queued task that goes next; it stays queued."""
-        flow = tx.next_flow(model)
-        if flow is None:
+        band = self.next_band(tx, model)
+        if band is None:
             return None
-        task = tx.head(model, flow.tenant)
+        flow = self._policy.next(tx, band)
+        assert flow is not None, f"{band} counts flows that do not take part"
+        task = tx.head(model, flow.priority_class, flow.tenant)
         assert task is not None, f"{flow} counts tasks that are not queued"
         return task
 
-    def withdraw(self, tx: Transaction, task: Task) -> None:
-        """Count a task that leaves the queue out of its flow."""
-        flow = tx.flow(task.model, task.tenant)
-        flow = replace(flow, num_queued=flow.num_queued - 1)
-        tx.put_flow(flow)
-        if not flow.is_active and tx.next_flow(task.model) is None:
-            floor = max(tx.virtual_floor(task.model), flow.virtual_time)
-            tx.put_virtual_floor(task.model, floor)
+    # -- what happens to tasks
 
-    def charge(self, tx: Transaction, task: Task) -> Task:
-        """Charge an attempt with its estimate, less what earlier attempts have paid for."""
-        cost = max(task.estimated_cost - task.settled_cost, 0)
-        return self._add(tx, task, cost)
+    def enqueue(self, tx: Transaction, task: Task) -> None:
+        """Count a task that became queued into its flow; the task is in the store."""
+        flow = self._flow(tx, task)
+        self._put(tx, flow, _with_queued(flow, task, 1), is_new_head=True)
+
+    def withdraw(self, tx: Transaction, task: Task) -> None:
+        """Count a task that leaves the queue unserved out of its flow; it is gone from the
+        store's queue."""
+        flow = self._flow(tx, task)
+        self._put(tx, flow, _with_queued(flow, task, -1), is_new_head=True)
+
+    def lease(self, tx: Transaction, task: Task, cost_factor_permille: int = 1000) -> Task:
+        """Charge the queued task with its estimate, less what earlier attempts have paid for, and
+        count it as in flight; it is still in the store's queue.
+
+        Returns:
+            The task with what it was charged, for the caller to write before :meth:`left`.
+        """
+        task = replace(task, cost_factor_permille=cost_factor_permille)
+        flow = self._flow(tx, task)
+        charged, task = self._charge(tx, flow, task, waiting_cost(task))
+        after = replace(_with_queued(charged, task, -1), num_leased=flow.num_leased + 1)
+        # Charged before it is withdrawn: when this was the last active flow, the floor it leaves
+        # behind counts the service that is now under way.
+        self._put(tx, flow, after)
+        return task
+
+    def left(self, tx: Transaction, task: Task) -> None:
+        """The leased task has left the store's queue: see who is its flow's head now, and whether
+        its tenant may have more in flight."""
+        flow = self._flow(tx, task)
+        if flow.is_active and (after := self._policy.served(tx, flow)) != flow:
+            tx.put_flow(after)
+        self.regulate(tx, task.tenant)
 
     def top_up(self, tx: Transaction, task: Task) -> Task:
         """Charge what the journal holds beyond the estimate."""
         missing = journalled_cost(task) - task.charged_cost
-        return self._add(tx, task, missing) if missing > 0 else task
+        if missing <= 0:
+            return task
+        flow = self._flow(tx, task)
+        after, task = self._charge(tx, flow, task, missing)
+        tx.put_flow(after)
+        return task
 
     def settle(self, tx: Transaction, task: Task, used: int) -> Task:
         """Replace the running attempt's charge: the task has used ``used`` in all attempts."""
-        flow = tx.flow(task.model, task.tenant)
-        price = self._policy.price(used - task.settled_cost, tx.weight(task.tenant))
-        tx.put_flow(
-            replace(
-                flow,
-                virtual_time=flow.virtual_time + price - task.charged_virtual_time,
-                charged_cost=flow.charged_cost + used - task.charged_cost,
-            )
+        flow = self._flow(tx, task)
+        cost = (used - task.settled_cost) * task.cost_factor_permille // 1000
+        price = self._policy.price(cost, tx.tenant(task.tenant).weight_permille)
+        class_price = _class_price(cost, tx.class_weight(task.priority_class))
+        after = self._policy.charge(flow, price - task.charged_virtual_time)
+        after = replace(
+            after,
+            charged_cost=flow.charged_cost + used - task.charged_cost,
+            num_leased=flow.num_leased - 1,
         )
-        return replace(task, charged_cost=used, settled_cost=used, charged_virtual_time=0)
-
-    def _add(self, tx: Transaction, task: Task, cost: int) -> Task:
-        flow = tx.flow(task.model, task.tenant)
-        price = self._policy.price(cost, tx.weight(task.tenant))
-        tx.put_flow(
-            replace(
-                flow,
-                virtual_time=flow.virtual_time + price,
-                charged_cost=flow.charged_cost + cost,
-            )
-        )
+        tx.put_flow(after)
+        self._charge_band(tx, flow, class_price - task.charged_class_time)
+        self.regulate(tx, task.tenant)
         return replace(
+            task,
+            charged_cost=used,
+            settled_cost=used,
+            charged_virtual_time=0,
+            charged_class_time=0,
+            cost_factor_permille=1000,
+        )
+
+    def regulate(self, tx: Transaction, tenant: str, *, has_new_limit: bool = False) -> None:
+        """Hold the tenant's flows while it has as much in flight as it may."""
+        limit = tx.tenant(tenant).max_in_flight
+        if limit is None and not has_new_limit:
+            return
+        flows = tx.flows_of(tenant)
+        is_held = limit is not None and sum(flow.num_leased for flow in flows) >= limit
+        for flow in flows:
+            if flow.is_held != is_held:
+                self._put(tx, flow, replace(flow, is_held=is_held), is_new_head=True)
+
+    # -- how
+
+    def _flow(self, tx: Transaction, task: Task) -> Flow:
+        return tx.flow(task.model, task.priority_class, task.tenant)
+
+    def _charge(self, tx: Transaction, flow: Flow, task: Task, cost: int) -> tuple[Flow, Task]:
+        scaled = cost * task.cost_factor_permille // 1000
+        price = self._policy.price(scaled, tx.tenant(task.tenant).weight_permille)
+        class_price = _class_price(scaled, tx.class_weight(task.priority_class))
+        charged = self._policy.charge(flow, price)
+        self._charge_band(tx, flow, class_price)
+        return replace(charged, charged_cost=flow.charged_cost + cost), replace(
             task,
             charged_cost=task.charged_cost + cost,
             charged_virtual_time=task.charged_virtual_time + price,
+            charged_class_time=task.charged_class_time + class_price,
         )
 
-    def _join(self, tx: Transaction, flow: Flow) -> int:
-        least = tx.next_flow(flow.model)
-        return self._policy.join(
-            flow.virtual_time,
-            None if least is None else least.virtual_time,
-            tx.virtual_floor(flow.model),
-        )
+    def _charge_band(self, tx: Transaction, flow: Flow, price: int) -> None:
+        band = tx.band(flow.model, flow.priority_class)
+        tx.put_band(replace(band, virtual_time=band.virtual_time + price))
+
+    def _put(
+        self, tx: Transaction, before: Flow, after: Flow, *, is_new_head: bool = False
+    ) -> None:
+        """Write a flow, and what its beginning or ceasing to take part means for its band."""
+        if before.is_active == after.is_active:
+            if after.is_active and is_new_head:
+                after = self._policy.served(tx, after)
+            tx.put_flow(after)
+            return
+        band = tx.band(after.model, after.priority_class)
+        if after.is_active:
+            if not band.num_active:
+                band = replace(band, virtual_time=self._join_bands(tx, band))
+            after, band = self._policy.join(tx, after, band)
+            tx.put_flow(after)
+            tx.put_band(replace(band, num_active=band.num_active + 1))
+            return
+        tx.put_flow(after)
+        band = replace(band, num_active=band.num_active - 1)
+        if not band.num_active:
+            band = self._policy.leave(after, band)
+            self._leave_bands(tx, band)
+        tx.put_band(band)
+
+    def _join_bands(self, tx: Transaction, band: Band) -> int:
+        active = [each.virtual_time for each in tx.bands(band.model) if each.num_active > 0]
+        return max(band.virtual_time, min(active, default=tx.virtual_floor(band.model)))
+
+    def _leave_bands(self, tx: Transaction, band: Band) -> None:
+        others = [each for each in tx.bands(band.model) if each.num_active > 0]
+        if all(each.priority_class == band.priority_class for each in others):
+            floor = max(tx.virtual_floor(band.model), band.virtual_time)
+            tx.put_virtual_floor(band.model, floor)
+
+
+def _turn(band: Band) -> tuple[int, str]:
+    return band.virtual_time, band.priority_class
+
+
+def _class_price(cost: int, weight_permille: int) -> int:
+    return cost * 1000 * SCALE // weight_permille
+
+
+def _with_queued(flow: Flow, task: Task, count: int) -> Flow:
+    return replace(
+        flow,
+        num_queued=flow.num_queued + count,
+        queued_cost=flow.queued_cost + count * waiting_cost(task),
+    )
+
+
+def waiting_cost(task: Task) -> int:
+    """What a queued task is expected to cost yet."""
+    return max(task.estimated_cost - task.settled_cost, 0)
 
 
 def journalled_cost(task: Task) -> int:

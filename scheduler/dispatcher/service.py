@@ -26,7 +26,7 @@ from scheduler.dispatcher.sessions import LeaseKey, Sessions, Slot
 from scheduler.errors import StaleLease, StoreUnavailable, TaskNotFound, Unavailable
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
-from scheduler.task import Grant, Task
+from scheduler.task import Grant
 from scheduler.task_book import TaskBook
 
 log = structlog.get_logger(__name__)
@@ -78,8 +78,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._woken: set[str] = set()
         self._wake = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
-        book.on_queued(self._awaken)
-        book.on_lease_ended(self._lease_was_ended)
+        book.ledger.on_queued(self._awaken)
+        book.ledger.on_lease_ended(self._lease_was_ended)
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self._sessions!r}>"
@@ -183,7 +183,13 @@ class Dispatcher(rpc.RunnerServiceServicer):
         views = messages.replica_views(hello.replicas)
         self._check_newest(hello, link)
         self._sessions.opened(
-            hello.runner_id, link.connection, hello.node, hello.num_devices, views, leases
+            hello.runner_id,
+            link.connection,
+            hello.node,
+            hello.num_devices,
+            views,
+            leases,
+            hello.device_kind,
         )
         log.info(
             "runner_welcomed",
@@ -283,12 +289,21 @@ class Dispatcher(rpc.RunnerServiceServicer):
         """Claim for the least loaded replica until there is no task or no room."""
         while (slot := self._sessions.next_slot(model)) is not None:
             grants = await self._book.claim(
-                model, runner=slot.runner_id, replica=slot.replica, limit=slot.limit
+                model,
+                runner=slot.runner_id,
+                replica=slot.replica,
+                limit=slot.limit,
+                device_kind=slot.device_kind,
             )
             for granted in grants:
                 await self._deliver(slot, granted)
             if len(grants) < slot.limit:
                 return
+        if not self._sessions.has_ready(model):
+            return
+        # Nobody has room: perhaps somebody should make some.
+        for parked in await self._book.preempt(model):
+            log.info("task_parked", task_id=parked.id, model=model, fence=parked.fence)
 
     async def _deliver(self, slot: Slot, granted: Grant) -> None:
         task = granted.task
@@ -316,14 +331,12 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._sessions.ended(runner_id, lease)
         self._awaken_all()
 
-    def _lease_was_ended(self, task: Task) -> None:
+    def _lease_was_ended(self, task_id: str, fence: int, runner: str) -> None:
         """The book ended a lease itself: its holder is to stop."""
-        if task.runner is None:
-            return
-        reason = "cancelled, past its deadline, or not heard of in time"
-        if (link := self._links.get(task.runner)) is not None:
-            link.send(messages.cancel(task.id, task.fence, reason))
-        self._lease_is_over(task.runner, LeaseKey(task.id, task.fence))
+        reason = "cancelled, paused, parked, past its deadline, or not heard of in time"
+        if (link := self._links.get(runner)) is not None:
+            link.send(messages.cancel(task_id, fence, reason))
+        self._lease_is_over(runner, LeaseKey(task_id, fence))
 
     # -- looking after leases
 

@@ -23,6 +23,7 @@ from scheduler.errors import ModelNotFound, RequestError, TaskNotFound, Unavaila
 from scheduler.gateway.problems import GatewayClosing, NoReplicas
 from scheduler.gateway.submission import Options, check_vocabulary, decide, parse, texts_of
 from scheduler.gateway.tokens import Counter
+from scheduler.operations import Operations
 from scheduler.task import Task, TaskEvent
 from scheduler.task_book import TaskBook
 
@@ -44,12 +45,14 @@ class Front:
     def __init__(
         self,
         book: TaskBook,
+        operations: Operations,
         models: Mapping[str, ModelConfig],
         counters: Mapping[str, Counter],
         cluster: Cluster,
         clock: Clock,
     ) -> None:
         self.book = book
+        self.operations = operations
         self.models = models
         self.cluster = cluster
         self._counters = counters
@@ -77,7 +80,7 @@ class Front:
 
     async def desired_replicas(self) -> dict[str, int]:
         """Replicas that should run, by model."""
-        chosen = await self.book.desired_replicas()
+        chosen = await self.operations.desired_replicas()
         return {n: chosen.get(n, config.num_replicas) for n, config in self.models.items()}
 
     async def is_healthy(self) -> bool:

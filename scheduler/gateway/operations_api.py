@@ -15,6 +15,7 @@ from scheduler.gateway import views
 from scheduler.gateway.front import Front
 from scheduler.gateway.http_request import FRONT, json_body
 from scheduler.gateway.submission import parse_tenant
+from scheduler.operations import TenantChange
 
 #: A tenant without an entry has weight 1, which is this many thousandths.
 UNIT_WEIGHT = 1000
@@ -66,39 +67,29 @@ async def set_replicas(request: web.Request) -> web.Response:
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_REPLICAS:
         message = f"replicas: must be a whole number from 0 to {MAX_REPLICAS}, not {given!r:.40}"
         raise InvalidRequest(message, field="replicas")
-    await front.book.set_desired_replicas(config.name, given)
+    await front.operations.set_desired_replicas(config.name, given)
     return web.json_response((await _models(front, [config.name]))[0])
 
 
 async def tenants(request: web.Request) -> web.Response:
-    """Every tenant that has a weight or was served, with what it was served."""
+    """Every tenant for which something was set or that was served, with what it was served."""
     front = request.app[FRONT]
-    weights = await front.book.weights()
-    served = {name: await front.book.service(name) for name in front.models}
-    names = sorted(set(weights).union(*served.values()))
-    listed = [
-        {
-            "tenant": name,
-            "weight": weights.get(name, UNIT_WEIGHT) / UNIT_WEIGHT,
-            "served_cost": {m: costs[name] for m, costs in served.items() if name in costs},
-        }
-        for name in names
-    ]
+    listed = [views.tenant(each) for each in await front.operations.tenants(list(front.models))]
     return web.json_response({"tenants": listed})
 
 
 async def weight(request: web.Request) -> web.Response:
     """A tenant's weight; one that nobody set is 1."""
     tenant = parse_tenant(request.match_info["tenant"], "tenant")
-    permille = (await request.app[FRONT].book.weights()).get(tenant, UNIT_WEIGHT)
-    return web.json_response({"tenant": tenant, "weight": permille / UNIT_WEIGHT})
+    found = (await request.app[FRONT].operations.tenant(tenant)).tenant
+    return web.json_response({"tenant": tenant, "weight": found.weight_permille / UNIT_WEIGHT})
 
 
 async def set_weight(request: web.Request) -> web.Response:
     """Set a tenant's share, relative to 1."""
     tenant = parse_tenant(request.match_info["tenant"], "tenant")
     permille = _permille((await json_body(request, ("weight",))).get("weight"))
-    await request.app[FRONT].book.set_weight(tenant, permille)
+    await request.app[FRONT].operations.set_tenant(tenant, TenantChange(permille))
     return web.json_response({"tenant": tenant, "weight": permille / UNIT_WEIGHT})
 
 

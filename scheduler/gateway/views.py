@@ -15,27 +15,34 @@ from typing import Any
 from handlers.model_config import ModelConfig
 from handlers.wire import logprob_document
 from scheduler.cluster_view import NodeView
+from scheduler.operations import TenantView
 from scheduler.task import Attempt, JournalChunk, Task, TaskEvent
 
 #: Fields of a task that a client sees as they are.
 SUMMARY_FIELDS = (
     "tenant",
     "model",
+    "priority_class",
     "priority",
     "idempotency_key",
     "deadline_at",
     "estimated_cost",
     "charged_cost",
     "attempt",
+    "num_lost",
     "runner",
     "replica",
     "num_chunks",
     "num_tokens",
     "accepted_at",
+    "not_before",
     "first_claimed_at",
     "first_chunk_at",
     "finished_at",
     "resume",
+    "is_dead",
+    "bulk_id",
+    "bulk_index",
 )
 
 
@@ -157,6 +164,24 @@ def model(
         "desired_replicas": num_desired,
         "queued": queued,
         "replicas": replicas,
+    }
+
+
+def tenant(view: TenantView) -> dict[str, Any]:
+    """A tenant with its quotas, what it has waiting and in flight, and what it was served."""
+    served: dict[str, int] = {}
+    for flow in view.flows:
+        served[flow.model] = served.get(flow.model, 0) + flow.charged_cost
+    return {
+        "tenant": view.tenant.name,
+        "weight": view.tenant.weight_permille / 1000,
+        "max_queued": view.tenant.max_queued,
+        "max_in_flight": view.tenant.max_in_flight,
+        "cost_per_minute": view.tenant.cost_per_minute,
+        "classes": view.tenant.classes,
+        "queued": sum(flow.num_queued for flow in view.flows),
+        "in_flight": sum(flow.num_leased for flow in view.flows),
+        "served_cost": served,
     }
 
 

@@ -1,7 +1,13 @@
-"""What a fairness policy decides: what service costs a flow, and where a returning flow joins.
+"""What a fairness policy decides: which flow of a band goes next, and what service costs it.
 
-A policy is pure: integers in, integers out. The fair queue keeps its numbers in the store and the
-store's index answers which active flow has the least. What a policy promises is written down as
+A policy works on two integers that every flow has in the store, ``virtual_time`` and ``deficit``,
+and on its band's ``virtual_floor``; the store's index answers which flow that takes part has the
+least virtual time. It is pure but for the transaction it is given: no clock, no randomness, no
+floating point, so that a restart and another control plane decide alike.
+
+A policy is a class named ``Policy`` in a file of this folder, and the file's name is what the
+setting ``policy`` calls it. The executable form of this contract is
+``tests/contracts/test_policy_contract.py``; what each promises beyond it, its bound, is
 ``tests/properties/test_fair_sharing.py``.
 """
 
@@ -9,18 +15,36 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from scheduler.flow import Band, Flow
+from scheduler.stores.base import Transaction
+
 
 class Policy(Protocol):
-    """Chooses between flows by a number, the virtual time: the least goes next."""
+    """Chooses between the flows of a band."""
 
     def price(self, cost: int, weight_permille: int) -> int:
-        """Virtual time that ``cost`` adds to a flow of that weight; negative for a refund."""
+        """What ``cost`` adds to a flow of that weight; negative for a refund.
+
+        It is kept with the task, so that a refund is exact although the weight has changed.
+        """
         ...
 
-    def join(self, virtual_time: int, least_active: int | None, floor: int) -> int:
-        """Virtual time of a flow that becomes active.
+    def charge(self, flow: Flow, price: int) -> Flow:
+        """The flow after it was charged; it may have nothing queued."""
+        ...
 
-        ``least_active`` is that of the least active flow, None when there is none; ``floor`` is
-        where the pool stood when its last active flow left.
-        """
+    def join(self, tx: Transaction, flow: Flow, band: Band) -> tuple[Flow, Band]:
+        """The flow and its band as it begins to take part; neither is in the store yet."""
+        ...
+
+    def next(self, tx: Transaction, band: Band) -> Flow | None:
+        """The flow that goes next; None when none takes part. It may have been written."""
+        ...
+
+    def served(self, tx: Transaction, flow: Flow) -> Flow:
+        """The flow after its head has left its queue and it goes on taking part."""
+        ...
+
+    def leave(self, flow: Flow, band: Band) -> Band:
+        """The band after the last flow that took part has left it."""
         ...

@@ -4,14 +4,19 @@ Each flow carries a *virtual time*: the cost it has been served, divided by its 
 with the least goes next, so flows that stay busy receive service in proportion to their weights,
 whatever the others send and however fast the servers are. A claim is charged with its estimate at
 once, so that a burst cannot slip through before its cost is known, and settled with the measured
-cost at the end.
+cost at the end. It is VTC (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024)
+with weights, estimates and refunds.
 
-It does not know tasks, the store or the time.
+It does not know tasks or the time.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from scheduler.flow import Band, Flow
 from scheduler.policies import base
+from scheduler.stores.base import Transaction
 
 #: Units of virtual time in one weighted token at weight 1. Integers keep refunds exact; 64 bits
 #: hold nine trillion weighted tokens of a tenant at the least weight.
@@ -24,7 +29,21 @@ class Policy(base.Policy):
     def price(self, cost: int, weight_permille: int) -> int:
         return cost * 1000 * SCALE // weight_permille
 
-    def join(self, virtual_time: int, least_active: int | None, floor: int) -> int:
+    def charge(self, flow: Flow, price: int) -> Flow:
+        return replace(flow, virtual_time=flow.virtual_time + price)
+
+    def join(self, tx: Transaction, flow: Flow, band: Band) -> tuple[Flow, Band]:
         # Silence earns nothing: otherwise a tenant away for an hour would return with an hour of
         # exclusive service owed to it. Debts are kept: the flow may stand above the others.
-        return max(virtual_time, floor if least_active is None else least_active)
+        least = tx.next_flow(flow.model, flow.priority_class)
+        base_time = band.virtual_floor if least is None else least.virtual_time
+        return replace(flow, virtual_time=max(flow.virtual_time, base_time)), band
+
+    def next(self, tx: Transaction, band: Band) -> Flow | None:
+        return tx.next_flow(band.model, band.priority_class)
+
+    def served(self, tx: Transaction, flow: Flow) -> Flow:
+        return flow
+
+    def leave(self, flow: Flow, band: Band) -> Band:
+        return replace(band, virtual_floor=max(band.virtual_floor, flow.virtual_time))

@@ -22,12 +22,13 @@ class RunnerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "held", "replicas")
+    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "device_kind", "held", "replicas")
     RUNNER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NUM_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     runner_id: str
@@ -35,9 +36,10 @@ class Hello(_message.Message):
     node: str
     protocol: int
     num_devices: int
+    device_kind: str
     held: _containers.RepeatedCompositeFieldContainer[HeldLease]
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
-    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
+    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class HeldLease(_message.Message):
     __slots__ = ("task_id", "fence")

@@ -26,6 +26,7 @@ from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
 from scheduler.gateway.tokens import open_counters
+from scheduler.operations import Operations
 from scheduler.stores.sqlite import Store
 from scheduler.task import Grant, JournalChunk, Task, TaskError
 from scheduler.task_book import TaskBook
@@ -79,8 +80,8 @@ class PlayedRunner:
     def attach(self, book: TaskBook) -> None:
         """Work for this book from now on, also at what was begun for the one before."""
         self.book = book
-        book.on_queued(self._claim_soon)
-        book.on_lease_ended(self._stop)
+        book.ledger.on_queued(self._claim_soon)
+        book.ledger.on_lease_ended(self._stop)
 
     async def close(self) -> None:
         working = [*self._working.values(), *self._claiming]
@@ -98,9 +99,9 @@ class PlayedRunner:
         for grant in await self.book.claim(model, runner="r1", replica=f"{model}__r0", limit=100):
             self._working[grant.task.id] = asyncio.create_task(self._work(grant))
 
-    def _stop(self, task: Task) -> None:
-        self.ended.append(task.id)
-        self._working[task.id].cancel()
+    def _stop(self, task_id: str, fence: int, runner: str) -> None:
+        self.ended.append(task_id)
+        self._working[task_id].cancel()
 
     async def _work(self, grant: Grant) -> None:
         with contextlib.suppress(StaleLease):
@@ -196,7 +197,8 @@ class GatewaySystem:
         self.book = TaskBook(self.store, clock, lease_ttl_s=30.0)
         if self.runner is not None:
             self.runner.attach(self.book)
-        self.front = Front(self.book, MODELS, open_counters(MODELS), self.cluster, clock)
+        operations = Operations(self.book.ledger, self.book.rules.queue)
+        self.front = Front(self.book, operations, MODELS, open_counters(MODELS), self.cluster, clock)
         self.http: web.AppRunner = await open_http(
             self.front, "127.0.0.1", self.http_port, MAX_BODY_BYTES
         )

@@ -15,6 +15,7 @@ from handlers.model_config import ModelConfig, Source
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.clock import SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
+from scheduler.operations import Operations
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.runner.service import Identity, Runner
 from scheduler.stores import sqlite
@@ -77,10 +78,11 @@ class Control(Running):
     async def open(self) -> None:
         self.store = sqlite.Store(self.folder / "plait.db")
         self.book = TaskBook(self.store, CLOCK, lease_ttl_s=self.lease_ttl_s)
+        self.operations = Operations(self.book.ledger, self.book.rules.queue)
         self.dispatcher = Dispatcher(
             self.book, CLOCK, lease_ttl_s=self.lease_ttl_s, heartbeat_s=0.2, sweep_s=0.1
         )
-        sidecar = Sidecar({"counting": config()}, self.book, self.dispatcher, reconcile_s=0.2)
+        sidecar = Sidecar({"counting": config()}, self.operations, self.dispatcher, reconcile_s=0.2)
         self.start(self.dispatcher.run())
         self.start(sidecar.run())
         self.server = grpc.aio.server(options=SERVER_OPTIONS)

@@ -198,7 +198,7 @@ async def test_scaling_to_nothing_waits_for_the_work_in_flight(system: System) -
     task = await system.submit(tokens=60)
     await system.until_tokens(task.id, 3)
 
-    await system.control.book.set_desired_replicas("counting", 0)
+    await system.control.operations.set_desired_replicas("counting", 0)
 
     assert (await system.final(task.id)).state is TaskState.SUCCEEDED
     assert await system.outcomes(task.id) == ["succeeded"]

@@ -1,0 +1,39 @@
+"""First come, first served: the flow whose head was accepted first goes next.
+
+It shares nothing: a tenant that floods the queue is served first for as long as its flood lasts. It
+is here to compare the others with, and for a service that has one tenant.
+
+The moment its head was accepted, in microseconds, is kept as a flow's virtual time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scheduler.flow import Band, Flow
+from scheduler.policies import base
+from scheduler.stores.base import Transaction
+
+
+class Policy(base.Policy):
+    """Order of acceptance."""
+
+    def price(self, cost: int, weight_permille: int) -> int:
+        return 0
+
+    def charge(self, flow: Flow, price: int) -> Flow:
+        return flow
+
+    def join(self, tx: Transaction, flow: Flow, band: Band) -> tuple[Flow, Band]:
+        return self.served(tx, flow), band
+
+    def next(self, tx: Transaction, band: Band) -> Flow | None:
+        return tx.next_flow(band.model, band.priority_class)
+
+    def served(self, tx: Transaction, flow: Flow) -> Flow:
+        head = tx.head(flow.model, flow.priority_class, flow.tenant)
+        assert head is not None, f"{flow} counts tasks that are not queued"
+        return replace(flow, virtual_time=round(head.accepted_at * 1e6))
+
+    def leave(self, flow: Flow, band: Band) -> Band:
+        return band
