@@ -118,7 +118,7 @@ def test_a_claim_expires_tasks_that_nobody_wants_any_more(tx: Transaction) -> No
 def test_a_claim_does_not_expire_without_end(
     tx: Transaction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moves, "MAX_EXPIRED", 2)
+    monkeypatch.setattr("scheduler.moves.dispatch.MAX_EXPIRED", 2)
     for number in range(5):
         submit(tx, f"t{number}", deadline_at=NOW + 1)
     submit(tx, "t9")
