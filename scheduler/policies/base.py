@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
 
 
 class Policy(Protocol):
@@ -47,4 +48,9 @@ class Policy(Protocol):
 
     def leave(self, flow: Flow, band: Band) -> Band:
         """The band after the last flow that took part has left it."""
+        ...
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        """An estimate of what other flows of the band send before the task, when ``cost`` goes
+        before it in its own; nothing new coming in, and every cost being what was estimated."""
         ...

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.policies import base
+from scheduler.policies.virtual_time import SCALE
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
 
 #: What a flow of weight 1 is owed more in each round, in weighted tokens.
 QUANTUM = 2048
@@ -60,3 +62,9 @@ class Policy(base.Policy):
         head = tx.head(flow.model, flow.priority_class, flow.tenant)
         assert head is not None, f"{flow} counts tasks that are not queued"
         return max(head.estimated_cost - head.settled_cost, 0)
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        # In as many rounds as its flow needs, every other flow is owed as much by weight; who is
+        # before it in the ring, one round more, which counts as half a quantum for everybody.
+        share = cost * 1000 // tx.tenant(flow.tenant).weight_permille
+        return tx.waiting_below(flow, (share + QUANTUM // 2) * SCALE, is_relative=True)

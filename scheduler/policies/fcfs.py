@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.policies import base
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
+
+#: Tasks that are counted to say what is before one.
+MAX_COUNTED = 10_000
 
 
 class Policy(base.Policy):
@@ -37,3 +41,6 @@ class Policy(base.Policy):
 
     def leave(self, flow: Flow, band: Band) -> Band:
         return band
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        return tx.queued_before(task, MAX_COUNTED)

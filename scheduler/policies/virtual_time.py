@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.policies import base
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
 
 #: Units of virtual time in one weighted token at weight 1. Integers keep refunds exact; 64 bits
 #: hold nine trillion weighted tokens of a tenant at the least weight.
@@ -47,3 +48,12 @@ class Policy(base.Policy):
 
     def leave(self, flow: Flow, band: Band) -> Band:
         return replace(band, virtual_floor=max(band.virtual_floor, flow.virtual_time))
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        # The task goes when its flow has been charged for what is before it; until then every other
+        # flow is served for as long as it stands below that.
+        stands_at = flow.virtual_time
+        if not flow.is_active:
+            stands_at = self.join(tx, flow, band)[0].virtual_time
+        price = self.price(cost, tx.tenant(flow.tenant).weight_permille)
+        return tx.waiting_below(flow, stands_at + price)
