@@ -35,21 +35,23 @@ class FairQueue:
 
     # -- who goes next
 
-    def next_band(self, tx: Transaction, model: str) -> Band | None:
-        """The band whose turn it is; None when nothing can be claimed."""
-        active = [band for band in tx.bands(model) if band.num_active > 0]
-        return min(active, key=_turn, default=None)
+    def head(self, tx: Transaction, model: str, most_leased: int | None = None) -> Task | None:
+        """The queued task that goes next; it stays queued.
 
-    def head(self, tx: Transaction, model: str) -> Task | None:
-        """The queued task that goes next; it stays queued."""
-        band = self.next_band(tx, model)
-        if band is None:
-            return None
-        flow = self._policy.next(tx, band)
-        assert flow is not None, f"{band} counts flows that do not take part"
-        task = tx.head(model, flow.priority_class, flow.tenant)
-        assert task is not None, f"{flow} counts tasks that are not queued"
-        return task
+        ``most_leased``: flows with as many in flight are passed over; what is left is kept for
+        those that come.
+        """
+        active = [band for band in tx.bands(model) if band.num_active > 0]
+        for band in sorted(active, key=_turn) if most_leased is not None else _least(active):
+            flow = self._policy.next(tx, band)
+            assert flow is not None, f"{band} counts flows that do not take part"
+            if most_leased is not None and flow.num_leased >= most_leased:
+                flow = tx.next_flow(model, band.priority_class, most_leased)
+            if flow is not None:
+                task = tx.head(model, flow.priority_class, flow.tenant)
+                assert task is not None, f"{flow} counts tasks that are not queued"
+                return task
+        return None
 
     # -- what happens to tasks
 
@@ -188,6 +190,11 @@ class FairQueue:
         if all(each.priority_class == band.priority_class for each in others):
             floor = max(tx.virtual_floor(band.model), band.virtual_time)
             tx.put_virtual_floor(band.model, floor)
+
+
+def _least(bands: list[Band]) -> list[Band]:
+    """The band whose turn it is, if there is one."""
+    return [min(bands, key=_turn)] if bands else []
 
 
 def _turn(band: Band) -> tuple[int, str]:

@@ -151,13 +151,29 @@ class TaskBook:
     # -- for the dispatcher: writes with a fence raise StaleLease when it is not the current one
 
     async def claim(
-        self, model: str, *, runner: str, replica: str, limit: int = 1, device_kind: str = ""
+        self,
+        model: str,
+        *,
+        runner: str,
+        replica: str,
+        limit: int = 1,
+        device_kind: str = "",
+        most_leased: int | None = None,
     ) -> list[Grant]:
-        """Up to ``limit`` queued tasks of the model, in fair order, leased to the replica."""
-        now, rules = self.ledger.clock.now(), self.rules
-        return await self.ledger.run(
-            lambda tx: moves.claim(tx, rules, model, runner, replica, limit, now, device_kind)
+        """Up to ``limit`` queued tasks of the model, in fair order, leased to the replica; with
+        ``most_leased`` only of flows that have fewer in flight."""
+        claim = partial(
+            moves.claim,
+            rules=self.rules,
+            model=model,
+            runner=runner,
+            replica=replica,
+            limit=limit,
+            now=self.ledger.clock.now(),
+            device_kind=device_kind,
+            most_leased=most_leased,
         )
+        return await self.ledger.run(claim)
 
     async def preempt(self, model: str) -> list[Task]:
         """Park a running task of a lower class, if one of a higher class has waited too long for

@@ -26,17 +26,19 @@ def claim(
     limit: int,
     now: float,
     device_kind: str = "",
+    most_leased: int | None = None,
 ) -> Outcome[list[Grant]]:
     """Lease up to ``limit`` queued tasks of the model to a replica, in fair order.
 
     ``device_kind`` is what the replica runs on: the cost of its work counts by that kind's factor.
+    ``most_leased``: only to flows that have fewer tasks in flight.
     Fewer may also mean that many had to be expired first, and that others wait for their turn.
     """
     grants: list[Grant] = []
     changes: list[Change] = []
     factor = tx.cost_factor(model, device_kind)
     while len(grants) < limit and len(changes) < limit + MAX_EXPIRED:
-        task = rules.queue.head(tx, model)
+        task = rules.queue.head(tx, model, most_leased)
         if task is None:
             break
         if task.deadline_at is not None and task.deadline_at <= now:

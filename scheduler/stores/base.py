@@ -141,8 +141,11 @@ class FlowTables(Protocol):
 
     def put_flow(self, flow: Flow) -> None: ...
 
-    def next_flow(self, model: str, priority_class: str) -> Flow | None:
-        """The active flow of least virtual time, among equals the one of least tenant."""
+    def next_flow(
+        self, model: str, priority_class: str, most_leased: int | None = None
+    ) -> Flow | None:
+        """The active flow of least virtual time, among equals the one of least tenant; with
+        ``most_leased`` of those that have fewer in flight."""
         ...
 
     def flows(self, model: str) -> list[Flow]:
