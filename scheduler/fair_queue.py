@@ -6,8 +6,8 @@ band pay when they are served: the estimate at dispatch, more as soon as the out
 at the end of an attempt the difference to what was used, up or down.
 
 A flow of a tenant that has as much in flight as it may is *held*: it takes no part, and what it
-did not use meanwhile is not made up for. Whoever begins to take part, a flow or a band, is lifted to
-those that do.
+did not use meanwhile is not made up for. Whoever begins to take part, a flow or a band, is lifted
+to those that do.
 
 It is pure but for the transaction it is given: no clock, no I/O of its own. The caller writes the
 task; flows, bands and floors are written here.

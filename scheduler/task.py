@@ -47,9 +47,7 @@ class TaskState(Enum):
         return self in _FINAL
 
 
-_FINAL = frozenset(
-    {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
-)
+_FINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
 
 TRANSITIONS: frozenset[tuple[TaskState, TaskState]] = frozenset(
     {

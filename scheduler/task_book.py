@@ -73,7 +73,9 @@ class TaskBook:
         document = json.loads(json.dumps(submission.document))
         submission = replace(submission, document=document)
         task_id, now = self.new_id(), self.ledger.clock.now()
-        return await self.ledger.run(lambda tx: moves.submit(tx, self.rules, submission, task_id, now))
+        return await self.ledger.run(
+            lambda tx: moves.submit(tx, self.rules, submission, task_id, now)
+        )
 
     async def task(self, task_id: str, tenant: str | None = None) -> Task:
         """Raises TaskNotFound, also when ``tenant`` is given and is not the owner."""
@@ -200,7 +202,9 @@ class TaskBook:
         """The request is at fault, or the handler gave up on it: final. Idempotent for the same
         fence."""
         now = self.ledger.clock.now()
-        return await self.ledger.run(lambda tx: moves.fail(tx, self.rules, task_id, fence, error, now))
+        return await self.ledger.run(
+            lambda tx: moves.fail(tx, self.rules, task_id, fence, error, now)
+        )
 
     async def release(self, task_id: str, fence: int, reason: str) -> Task:
         """The attempt was lost through no fault of the task: queued again at the head of its flow,

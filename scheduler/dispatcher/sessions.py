@@ -144,9 +144,7 @@ class Sessions:
         limit = replica.capacity - load
         if len(free) > 1:
             limit = min(limit, max(1, free[1][0] - load + 1))
-        return Slot(
-            runner.runner_id, runner.connection, replica.name, limit, runner.device_kind
-        )
+        return Slot(runner.runner_id, runner.connection, replica.name, limit, runner.device_kind)
 
     def room(self, model: str) -> tuple[int, int]:
         """Free slots and all slots of the replicas that take tasks of the model."""

@@ -183,5 +183,3 @@ def _has_ended(tx: Transaction, task: Task, fence: int, outcome: str) -> bool:
     if task.fence != fence or task.state is TaskState.LEASED or not fence:
         return False
     return tx.attempts(task.id)[-1].outcome == outcome
-
-

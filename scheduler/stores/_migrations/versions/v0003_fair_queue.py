@@ -69,9 +69,13 @@ def _flows() -> None:
         sa.Column("tenant", sa.Text, primary_key=True),
         sa.Column("virtual_time", sa.BigInteger, nullable=False),
         sa.Column("deficit", sa.BigInteger, nullable=False),
-        sa.Column("num_queued", sa.BigInteger, sa.CheckConstraint("num_queued >= 0"), nullable=False),
+        sa.Column(
+            "num_queued", sa.BigInteger, sa.CheckConstraint("num_queued >= 0"), nullable=False
+        ),
         sa.Column("queued_cost", sa.BigInteger, nullable=False),
-        sa.Column("num_leased", sa.BigInteger, sa.CheckConstraint("num_leased >= 0"), nullable=False),
+        sa.Column(
+            "num_leased", sa.BigInteger, sa.CheckConstraint("num_leased >= 0"), nullable=False
+        ),
         sa.Column("charged_cost", sa.BigInteger, nullable=False),
         sa.Column("is_held", sa.SmallInteger, nullable=False),
         sqlite_with_rowid=False,
@@ -90,7 +94,9 @@ def _flows() -> None:
         sa.Column("model", sa.Text, primary_key=True),
         sa.Column("priority_class", sa.Text, primary_key=True),
         sa.Column("virtual_time", sa.BigInteger, nullable=False),
-        sa.Column("num_active", sa.BigInteger, sa.CheckConstraint("num_active >= 0"), nullable=False),
+        sa.Column(
+            "num_active", sa.BigInteger, sa.CheckConstraint("num_active >= 0"), nullable=False
+        ),
         sa.Column("virtual_floor", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )
