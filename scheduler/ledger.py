@@ -1,8 +1,8 @@
 """Runs commands on the store and, when they are on disk, tells whoever waits to hear of it.
 
-It is what ``task_book``, ``bulk_book`` and ``operations`` share. Listeners and watchers are told in the
-order of commits, also when the caller was cancelled meanwhile: what is on disk has happened. What
-other processes on the same store have done is passed on as well.
+It is what ``task_book``, ``bulk_book`` and ``operations`` share. Listeners and watchers are told in
+the order of commits, also when the caller was cancelled meanwhile: what is on disk has happened.
+What other processes on the same store have done is passed on as well.
 """
 
 from __future__ import annotations

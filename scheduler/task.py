@@ -6,8 +6,9 @@
       +------cancel-----+--> cancelled          deadline --> expired
 
 A task that failed because it lost too many attempts is a *dead letter*: it may be requeued, which
-is the one move out of a final state. The states are an enum, the legal moves are the table ``TRANSITIONS``, and :func:`check_move` is
-the one place that refuses the rest. Records are immutable; a store writes a new one.
+is the one move out of a final state. The states are an enum, the legal moves are the table
+``TRANSITIONS``, and :func:`check_move` is the one place that refuses the rest. Records are
+immutable; a store writes a new one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The book of tasks: every move a task can make, each as one atomic, durable command.
 
-The rules are in ``scheduler/moves``; the book runs them through the ledger with the time and ids they
-need, and lets watchers follow a task.
+The rules are in ``scheduler/moves``; the book runs them through the ledger with the time and ids
+they need, and lets watchers follow a task.
 """
 
 from __future__ import annotations
