@@ -276,7 +276,9 @@ def _flow_values(flow: Flow) -> list[Any]:
 
 
 def _flow(row: Any) -> Flow:
-    return Flow(*row[:-1], bool(row[-1]))
+    values = list(row)
+    values[-1] = bool(values[-1])
+    return Flow(*values)
 
 
 def _tenant(

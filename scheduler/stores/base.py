@@ -63,7 +63,7 @@ class TaskTables(Protocol):
         limit: int,
         before: str | None = None,
     ) -> list[Task]:
-        """Newest first; ``before`` is an id, itself not included; ``is_dead``: only dead letters."""
+        """Newest first; ``before`` is an id, itself left out; ``is_dead``: only dead letters."""
         ...
 
     def head(self, model: str, priority_class: str, tenant: str) -> Task | None:
