@@ -64,7 +64,7 @@ class Ledger:
 
         def told(tx: Transaction) -> Outcome[T]:
             outcome = command(tx)
-            if outcome.changes:
+            if outcome.changes and self.store.is_shared:
                 tx.tell(_news(outcome.changes))
             return outcome
 

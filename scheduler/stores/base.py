@@ -251,6 +251,9 @@ class Transaction(TaskTables, FlowTables, OtherTables, Protocol):
 class Store(Protocol):
     """Where tasks live."""
 
+    #: Whether other processes may write to it, who are told of changes and tell of theirs.
+    is_shared: bool
+
     async def run(self, command: Callable[[Transaction], T]) -> T:
         """Run a command as one transaction; its effect is on disk when this returns.
 

@@ -63,6 +63,8 @@ class Store(base.Store):
             was written by a newer Plait.
     """
 
+    is_shared = False
+
     def __init__(self, path: Path | str) -> None:
         self._path = str(path)
         self._lock = None if self._path == MEMORY else _lock(Path(self._path))
