@@ -14,10 +14,9 @@ band's floor.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from scheduler.flow import Band, Flow
 from scheduler.policies import base
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 
 #: What a flow of weight 1 is owed more in each round, in weighted tokens.
@@ -31,12 +30,12 @@ class Policy(base.Policy):
         return cost
 
     def charge(self, flow: Flow, price: int) -> Flow:
-        return replace(flow, deficit=flow.deficit - price)
+        return changed(flow, deficit=flow.deficit - price)
 
     def join(self, tx: Transaction, flow: Flow, band: Band) -> tuple[Flow, Band]:
         place = band.virtual_floor + 1
-        joined = replace(flow, virtual_time=place, deficit=min(flow.deficit, 0))
-        return joined, replace(band, virtual_floor=place)
+        joined = changed(flow, virtual_time=place, deficit=min(flow.deficit, 0))
+        return joined, changed(band, virtual_floor=place)
 
     def next(self, tx: Transaction, band: Band) -> Flow | None:
         place = band.virtual_floor
@@ -45,9 +44,9 @@ class Policy(base.Policy):
                 break
             place += 1
             quantum = max(1, QUANTUM * tx.tenant(flow.tenant).weight_permille // 1000)
-            tx.put_flow(replace(flow, virtual_time=place, deficit=flow.deficit + quantum))
+            tx.put_flow(changed(flow, virtual_time=place, deficit=flow.deficit + quantum))
         if place != band.virtual_floor:
-            tx.put_band(replace(band, virtual_floor=place))
+            tx.put_band(changed(band, virtual_floor=place))
         return flow
 
     def served(self, tx: Transaction, flow: Flow) -> Flow:
