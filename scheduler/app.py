@@ -33,6 +33,7 @@ from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
 from scheduler.gateway.pressure import Pressure, free_bytes
 from scheduler.gateway.tokens import open_counter
+from scheduler.keys import Role
 from scheduler.moves import Backoff, Preemption, Rules
 from scheduler.operations import Operations
 from scheduler.policies import virtual_time
@@ -264,6 +265,8 @@ async def _control(
             min_free_disk_bytes=settings.min_free_disk_bytes,
         )
         await pressure.look()
+        if settings.require_keys:
+            await _check_operator(operations)
         front = Front(
             book,
             operations,
@@ -283,6 +286,20 @@ async def _control(
         )
         stack.push_async_callback(http.cleanup)
         yield [dispatcher.run(), sidecar.run(), pressure.run(), upkeep.run()]
+
+
+async def _check_operator(operations: Operations) -> None:
+    """Refuse to lock everybody out.
+
+    Raises:
+        StartupError: keys are required, and nobody could make any.
+    """
+    keys = await operations.keys()
+    if not any(key.role is Role.OPERATOR and key.revoked_at is None for key in keys):
+        raise StartupError(
+            "keys are required (PLAIT_REQUIRE_KEYS) and there is no operator's key to make them "
+            "with: start without, run: plait keys create default --role operator, and start again"
+        )
 
 
 def _rules(settings: Settings) -> Rules:

@@ -90,5 +90,5 @@ class InferenceService(InferenceAPIsServiceServicer):
             raise InvalidRequest(message, field="input")
         body = request.input[names[0] if names else next(iter(request.input))]
         prediction = bodies.from_bytes(body, config.task)
-        given = dict(context.invocation_metadata() or ()).get(CLASS_METADATA)
-        return config, prediction.with_class(None if given is None else parse_class(given))
+        named = dict(context.invocation_metadata() or ()).get(CLASS_METADATA)
+        return config, prediction.with_class(None if named is None else parse_class(named))
