@@ -244,13 +244,13 @@ def no_larger_files(store: Store) -> Iterator[None]:
 async def test_what_was_accepted_survives_a_disk_that_is_full(tmp_path: Path, full: Any) -> None:
     system = GatewaySystem(tmp_path / "plait.db", has_runner=False)
     await system.open()
-    large = {"prompt": "x" * 20_000, "max_new_tokens": 1}
+    large = {"model": "encoder", "input": {"input": ["x" * 20_000]}}
     async with aiohttp.ClientSession(system.url) as http:
         answers = [await submit(http) for _ in range(3)]
         accepted = [(await answer.json())["task_id"] for answer in answers]
         with full(system.store):
-            refused = [await submit(http, input=large) for _ in range(3)]
-        later = await (await submit(http, input=large)).json()
+            refused = [await submit(http, **large) for _ in range(3)]
+        later = await (await submit(http, **large)).json()
     await system.close()
 
     assert [answer.status for answer in refused] == [503, 503, 503]
