@@ -110,14 +110,27 @@ def append(
 
 
 def succeed(
-    tx: Transaction, rules: Rules, task_id: str, fence: int, result: Mapping[str, Any], now: float
+    tx: Transaction,
+    rules: Rules,
+    task_id: str,
+    fence: int,
+    result: Mapping[str, Any],
+    now: float,
+    chunks: Sequence[JournalChunk] = (),
 ) -> Outcome[Task]:
-    """Record the answer."""
+    """Record the answer, and what of the output is not in the journal yet.
+
+    Raises:
+        StaleLease: the lease has ended otherwise.
+        ValueError: a chunk is missing before one of these.
+    """
     task = owned(tx, task_id)
     if _has_ended(tx, task, fence, "succeeded"):
         return Outcome(task)
-    task = replace(_held(task, fence), result=result)
-    return settle(tx, rules, task, TaskState.SUCCEEDED, finished_cost(task), now)
+    written = append(tx, rules, task_id, fence, chunks, now).changes
+    task = replace(_held(owned(tx, task_id), fence), result=result)
+    ended = settle(tx, rules, task, TaskState.SUCCEEDED, finished_cost(task), now)
+    return Outcome(ended.value, (*written, *ended.changes))
 
 
 def fail(
