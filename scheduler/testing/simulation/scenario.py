@@ -13,15 +13,15 @@ MODEL = "demo"
 
 #: What may go wrong at moments of its own, with its mean interval in seconds of virtual time.
 EVENTS = {
-    "control plane crashed": 25.0,
-    "runner crashed": 25.0,
-    "runner stalled": 30.0,
-    "worker lost": 15.0,
-    "stream broke": 15.0,
-    "network stalled": 30.0,
-    "store refused for a while": 40.0,
-    "clock jumped": 30.0,
-    "operator changed a tenant": 30.0,
+    "control plane crashed": 12.0,
+    "runner crashed": 12.0,
+    "runner stalled": 15.0,
+    "worker lost": 6.0,
+    "stream broke": 6.0,
+    "network stalled": 20.0,
+    "store refused for a while": 25.0,
+    "clock jumped": 15.0,
+    "operator changed a tenant": 15.0,
 }
 #: What may go wrong with a call or a command, with its probability.
 CHANCES = {
@@ -31,10 +31,10 @@ CHANCES = {
     "request delayed": 0.10,
     "watcher's stream broke": 0.04,
     "news lost": 0.05,
-    "store refused": 0.01,
-    "store wrote and lost its answer": 0.01,
-    "crashed before a command": 0.002,
-    "crashed after a command": 0.002,
+    "store refused": 0.03,
+    "store wrote and lost its answer": 0.03,
+    "crashed before a command": 0.004,
+    "crashed after a command": 0.004,
 }
 
 
@@ -92,7 +92,7 @@ def draw(seed: str) -> Scenario:
         capacities=(1, 1) if is_fairness_run else tuple(rng.choices([1, 2, 3], k=rng.randint(1, 3))),
         tenants=tenants,
         faults=faults,
-        disturbed_s=rng.uniform(30, 60),
+        disturbed_s=rng.uniform(40, 90),
         max_attempts=rng.choice([2, 3, 5, 8]),
         meddling=0.1 if is_fairness_run else rng.choice([0.0, 0.3, 0.6]),
     )
@@ -106,9 +106,9 @@ def _mixed(rng: random.Random) -> tuple[Tenant, ...]:
             priority_classes=rng.choice(
                 [("standard",), ("interactive", "batch"), ("standard", "batch")]
             ),
-            num_tasks=rng.randint(3, 10),
+            num_tasks=rng.randint(4, 16),
             interval_s=rng.choice([0.0, 1.0, 5.0]),
-            max_tokens=rng.choice([3, 8, 16]),
+            max_tokens=rng.choice([4, 12, 24]),
             max_in_flight=rng.choice([None, None, 1, 2]),
             max_queued=rng.choice([None, None, None, 4]),
             cost_per_minute=rng.choice([None, None, None, 200]),
