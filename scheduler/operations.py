@@ -36,10 +36,10 @@ class TenantChange:
     """What to set of a tenant."""
 
     weight_permille: int | Unchanged = UNCHANGED
-    max_queued: int | None | Unchanged = UNCHANGED
-    max_in_flight: int | None | Unchanged = UNCHANGED
-    cost_per_minute: int | None | Unchanged = UNCHANGED
-    classes: tuple[str, ...] | None | Unchanged = UNCHANGED
+    max_queued: int | Unchanged | None = UNCHANGED
+    max_in_flight: int | Unchanged | None = UNCHANGED
+    cost_per_minute: int | Unchanged | None = UNCHANGED
+    classes: tuple[str, ...] | Unchanged | None = UNCHANGED
 
     def __post_init__(self) -> None:
         """Raises InvalidRequest."""
@@ -117,7 +117,9 @@ class Operations:
 
     # -- keys
 
-    async def create_key(self, tenant: str, role: Role = Role.TENANT, name: str = "") -> tuple[Key, str]:
+    async def create_key(
+        self, tenant: str, role: Role = Role.TENANT, name: str = ""
+    ) -> tuple[Key, str]:
         """A new key, and how it is written: this once, for only its hash is kept."""
         secret = secrets.token_urlsafe(32)
         key_id = "".join(secrets.choice(_KEY_ID_ALPHABET) for _ in range(12))
@@ -188,7 +190,7 @@ class Operations:
         await self._ledger.set_desired(lambda tx: tx.put_desired_replicas(model, num_replicas))
 
 
-def _check(field: str, value: int | None | Unchanged, most: int) -> None:
+def _check(field: str, value: int | Unchanged | None, most: int) -> None:
     if isinstance(value, int) and not 1 <= value <= most:
         raise InvalidRequest(f"{field} is {value}; allowed are 1 to {most}", field=field)
 

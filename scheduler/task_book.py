@@ -1,7 +1,7 @@
 """The book of tasks: every move a task can make, each as one atomic, durable command.
 
-The rules are in ``scheduler/moves``; the book runs them through the ledger with the time and ids they
-need, and lets watchers follow a task.
+The rules are in ``scheduler/moves``; the book runs them through the ledger with the time and ids
+they need, and lets watchers follow a task.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class TaskBook:
         document = json.loads(json.dumps(submission.document))
         submission = replace(submission, document=document)
         task_id, now = self.new_id(), self.ledger.clock.now()
-        return await self.ledger.run(lambda tx: moves.submit(tx, self.rules, submission, task_id, now))
+        return await self.ledger.run(
+            lambda tx: moves.submit(tx, self.rules, submission, task_id, now)
+        )
 
     async def task(self, task_id: str, tenant: str | None = None) -> Task:
         """Raises TaskNotFound, also when ``tenant`` is given and is not the owner."""
@@ -151,13 +153,29 @@ class TaskBook:
     # -- for the dispatcher: writes with a fence raise StaleLease when it is not the current one
 
     async def claim(
-        self, model: str, *, runner: str, replica: str, limit: int = 1, device_kind: str = ""
+        self,
+        model: str,
+        *,
+        runner: str,
+        replica: str,
+        limit: int = 1,
+        device_kind: str = "",
+        most_leased: int | None = None,
     ) -> list[Grant]:
-        """Up to ``limit`` queued tasks of the model, in fair order, leased to the replica."""
-        now, rules = self.ledger.clock.now(), self.rules
-        return await self.ledger.run(
-            lambda tx: moves.claim(tx, rules, model, runner, replica, limit, now, device_kind)
+        """Up to ``limit`` queued tasks of the model, in fair order, leased to the replica; with
+        ``most_leased`` only of flows that have fewer in flight."""
+        claim = partial(
+            moves.claim,
+            rules=self.rules,
+            model=model,
+            runner=runner,
+            replica=replica,
+            limit=limit,
+            now=self.ledger.clock.now(),
+            device_kind=device_kind,
+            most_leased=most_leased,
         )
+        return await self.ledger.run(claim)
 
     async def preempt(self, model: str) -> list[Task]:
         """Park a running task of a lower class, if one of a higher class has waited too long for
@@ -190,7 +208,9 @@ class TaskBook:
         """The request is at fault, or the handler gave up on it: final. Idempotent for the same
         fence."""
         now = self.ledger.clock.now()
-        return await self.ledger.run(lambda tx: moves.fail(tx, self.rules, task_id, fence, error, now))
+        return await self.ledger.run(
+            lambda tx: moves.fail(tx, self.rules, task_id, fence, error, now)
+        )
 
     async def release(self, task_id: str, fence: int, reason: str) -> Task:
         """The attempt was lost through no fault of the task: queued again at the head of its flow,

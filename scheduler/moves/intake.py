@@ -1,8 +1,8 @@
 """How work gets in: admission by quota, and acceptance.
 
-A tenant's quotas are checked in the transaction that accepts the task, against what the store holds,
-so that two gateways or two requests at once cannot both take the last place. A repeat under an
-idempotency key is answered before any quota: it was accepted already.
+A tenant's quotas are checked in the transaction that accepts the task, against what the store
+holds, so that two gateways or two requests at once cannot both take the last place. A repeat under
+an idempotency key is answered before any quota: it was accepted already.
 """
 
 from __future__ import annotations

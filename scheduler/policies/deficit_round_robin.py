@@ -26,11 +26,10 @@ band's floor.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from scheduler.flow import Band, Flow
 from scheduler.policies import base
 from scheduler.policies.base import Load
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 
 #: What a flow of weight 1 is owed more in each round, in weighted tokens.
@@ -47,12 +46,12 @@ class Policy(base.Policy):
         return cost * SCALE
 
     def charge(self, flow: Flow, price: int) -> Flow:
-        return replace(flow, deficit=flow.deficit - price)
+        return changed(flow, deficit=flow.deficit - price)
 
     def join(self, tx: Transaction, flow: Flow, band: Band) -> tuple[Flow, Band]:
         place = band.virtual_floor + 1
-        joined = replace(flow, virtual_time=place, deficit=min(flow.deficit, 0))
-        return joined, replace(band, virtual_floor=place)
+        joined = changed(flow, virtual_time=place, deficit=min(flow.deficit, 0))
+        return joined, changed(band, virtual_floor=place)
 
     def next(self, tx: Transaction, band: Band) -> Flow | None:
         place, passed = band.virtual_floor, set[str]()
@@ -66,9 +65,9 @@ class Policy(base.Policy):
             passed.add(flow.tenant)
             place += 1
             quantum = _quantum(tx, flow)
-            tx.put_flow(replace(flow, virtual_time=place, deficit=flow.deficit + quantum))
+            tx.put_flow(changed(flow, virtual_time=place, deficit=flow.deficit + quantum))
         if place != band.virtual_floor:
-            tx.put_band(replace(band, virtual_floor=place))
+            tx.put_band(changed(band, virtual_floor=place))
         return flow
 
     def served(self, tx: Transaction, flow: Flow) -> Flow:
@@ -96,7 +95,7 @@ def _skip_rounds(tx: Transaction, band: Band) -> None:
     rounds = min(-(-_missing(tx, flow) // _quantum(tx, flow)) for flow in flows) - 1
     for flow in flows:
         if rounds > 0:
-            tx.put_flow(replace(flow, deficit=flow.deficit + rounds * _quantum(tx, flow)))
+            tx.put_flow(changed(flow, deficit=flow.deficit + rounds * _quantum(tx, flow)))
 
 
 def _quantum(tx: Transaction, flow: Flow) -> int:

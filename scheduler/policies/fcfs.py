@@ -10,11 +10,10 @@ The moment its head was accepted, in microseconds, is kept as a flow's virtual t
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from scheduler.flow import Band, Flow
 from scheduler.policies import base
 from scheduler.policies.base import Load
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 
 
@@ -36,7 +35,7 @@ class Policy(base.Policy):
     def served(self, tx: Transaction, flow: Flow) -> Flow:
         head = tx.head(flow.model, flow.priority_class, flow.tenant)
         assert head is not None, f"{flow} counts tasks that are not queued"
-        return replace(flow, virtual_time=round(head.accepted_at * 1e6))
+        return changed(flow, virtual_time=round(head.accepted_at * 1e6))
 
     def leave(self, flow: Flow, band: Band) -> Band:
         return band

@@ -30,11 +30,10 @@ It does not know tasks or the time.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from scheduler.flow import Band, Flow
 from scheduler.policies import base
 from scheduler.policies.base import Load
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 
 #: Units of virtual time in one weighted token at weight 1. Integers keep refunds exact; 64 bits
@@ -49,14 +48,14 @@ class Policy(base.Policy):
         return cost * 1000 * SCALE // weight_permille
 
     def charge(self, flow: Flow, price: int) -> Flow:
-        return replace(flow, virtual_time=flow.virtual_time + price)
+        return changed(flow, virtual_time=flow.virtual_time + price)
 
     def join(self, tx: Transaction, flow: Flow, band: Band) -> tuple[Flow, Band]:
         # Silence earns nothing: otherwise a tenant away for an hour would return with an hour of
         # exclusive service owed to it. Debts are kept: the flow may stand above the others.
         least = tx.next_flow(flow.model, flow.priority_class)
         base_time = band.virtual_floor if least is None else least.virtual_time
-        return replace(flow, virtual_time=max(flow.virtual_time, base_time)), band
+        return changed(flow, virtual_time=max(flow.virtual_time, base_time)), band
 
     def next(self, tx: Transaction, band: Band) -> Flow | None:
         return tx.next_flow(band.model, band.priority_class)
@@ -65,7 +64,7 @@ class Policy(base.Policy):
         return flow
 
     def leave(self, flow: Flow, band: Band) -> Band:
-        return replace(band, virtual_floor=max(band.virtual_floor, flow.virtual_time))
+        return changed(band, virtual_floor=max(band.virtual_floor, flow.virtual_time))
 
     def bound(self, load: Load) -> dict[str, float] | None:
         phi = {name: weight / 1000 for name, weight in load.weights_permille.items()}

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+from scheduler import moves
 from scheduler.fair_queue import FairQueue, waiting_cost
 from scheduler.flow import Flow
-from scheduler import moves
 from scheduler.moves import Rules
 from scheduler.policies import virtual_time
 from scheduler.stores import sqlite
@@ -68,7 +68,9 @@ def problems(tx: Transaction) -> list[str]:
     for model in {task.model for task in tasks}:
         flows = tx.flows(model)
         for flow in flows:
-            found += _problems_of_flow(flow, [task for task in tasks if _flow_of(task) == _key(flow)])
+            found += _problems_of_flow(
+                flow, [task for task in tasks if _flow_of(task) == _key(flow)]
+            )
         for band in tx.bands(model):
             own = [flow for flow in flows if flow.priority_class == band.priority_class]
             num_active = sum(flow.is_active for flow in own)

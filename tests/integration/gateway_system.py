@@ -198,7 +198,9 @@ class GatewaySystem:
         if self.runner is not None:
             self.runner.attach(self.book)
         operations = Operations(self.book.ledger, self.book.rules.queue)
-        self.front = Front(self.book, operations, MODELS, open_counters(MODELS), self.cluster, clock)
+        self.front = Front(
+            self.book, operations, MODELS, open_counters(MODELS), self.cluster, clock
+        )
         self.http: web.AppRunner = await open_http(
             self.front, "127.0.0.1", self.http_port, MAX_BODY_BYTES
         )
