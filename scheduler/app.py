@@ -22,7 +22,7 @@ from rich.console import Console
 
 from handlers import model_config
 from handlers.model_config import ModelConfig, ModelConfigError
-from scheduler import startup
+from scheduler import plugins, policies, startup
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.clock import SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
@@ -36,7 +36,6 @@ from scheduler.gateway.tokens import open_counter
 from scheduler.keys import Role
 from scheduler.moves import Backoff, Preemption, Rules
 from scheduler.operations import Operations
-from scheduler.policies import virtual_time
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.runner import devices
 from scheduler.runner.service import Identity, Runner, load_runner_id
@@ -306,7 +305,7 @@ def _rules(settings: Settings) -> Rules:
     """What the settings say about the life of a task."""
     preemption = Preemption(settings.preempt_after_s, settings.preempt_slice_s)
     return Rules(
-        FairQueue(virtual_time.Policy()),
+        FairQueue(plugins.find(policies, settings.policy).Policy()),
         settings.lease_ttl_s,
         settings.max_attempts,
         Backoff(settings.retry_first_s, settings.retry_most_s),

@@ -254,6 +254,9 @@ def resume(
 
 @app.command(rich_help_panel=TASK_PANEL)
 def dead(
+    all_tenants: Annotated[
+        bool, typer.Option("--all", help="Those of all tenants; for operators.")
+    ] = False,
     limit: LimitOption = 20,
     as_json: JsonOption = False,
     tenant: TenantOption = None,
@@ -261,7 +264,8 @@ def dead(
 ) -> None:
     """List dead letters: tasks that lost all their attempts and may be requeued."""
     with told():
-        listing = client(address, None, tenant).tasks(is_dead=True, limit=limit)
+        gateway = client(address, None, tenant)
+        listing = gateway.tasks(is_dead=True, all_tenants=all_tenants, limit=limit)
         show(listing, as_json, tables.dead_table)
 
 

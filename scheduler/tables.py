@@ -34,11 +34,12 @@ def task_table(listing: Any) -> Table:
 
 
 def dead_table(listing: Any) -> Table:
-    table = _table("TASK", "MODEL", "LOST", "TOKENS", "ENDED", "WHY")
+    table = _table("TASK", "TENANT", "MODEL", "LOST", "TOKENS", "ENDED", "WHY")
     for task in listing["tasks"]:
         why = task["error"]["message"] if task["error"] else ""
         table.add_row(
             task["task_id"],
+            task["tenant"],
             task["model"],
             str(task["num_lost"]),
             str(task["num_tokens"]),

@@ -50,15 +50,18 @@ class Rest(Calls):
         *,
         state: str | None = None,
         is_dead: bool = False,
+        all_tenants: bool = False,
         model: str | None = None,
         limit: int = 100,
         before: str | None = None,
     ) -> shapes.TaskPage:
         """A page of the tenant's tasks, newest first; ``before`` is the last id of the one seen;
-        ``is_dead``: dead letters alone."""
+        ``is_dead``: dead letters alone; ``all_tenants`` is for operators."""
         query: dict[str, Any] = {"state": state, "model": model, "limit": limit, "before": before}
         if is_dead:
             query["dead"] = "true"
+        if all_tenants:
+            query["all"] = "true"
         return cast(shapes.TaskPage, self.call("GET", "/v1/tasks", query=query))
 
     def cancel(self, task_id: str) -> shapes.TaskOutcome:

@@ -16,6 +16,7 @@ from scheduler.errors import InvalidRequest, Unavailable
 from scheduler.gateway import views
 from scheduler.gateway.front import Front
 from scheduler.gateway.http_request import (
+    CALLER,
     FRONT,
     KEY_HEADER,
     TASK_ID,
@@ -29,7 +30,7 @@ from scheduler.gateway.submission import parse_key, parse_options, parse_state
 from scheduler.task import Task, TaskEvent
 
 SUBMIT_FIELDS = ("model", "input", "class", "priority", "deadline_s", "idempotency_key")
-LIST_PARAMETERS = ("state", "dead", "model", "limit", "before")
+LIST_PARAMETERS = ("state", "dead", "all", "model", "limit", "before")
 #: Tasks of a page, unless something else is asked for, and at most.
 PAGE = 100
 MAX_PAGE = 1000
@@ -54,11 +55,11 @@ async def submit(request: web.Request) -> web.Response:
 
 
 async def tasks(request: web.Request) -> web.Response:
-    """A page of the tenant's tasks, newest first."""
+    """A page of the tenant's tasks, or for operators of all tenants', newest first."""
     front, query = request.app[FRONT], request.query
     refuse_unknown(query, LIST_PARAMETERS)
     found = await front.book.tasks(
-        tenant=tenant_of(request),
+        tenant=_whose(request),
         model=front.model(query["model"]).name if "model" in query else None,
         state=parse_state(query.get("state")),
         is_dead=parse_flag(query.get("dead"), "dead") or False,
@@ -66,6 +67,14 @@ async def tasks(request: web.Request) -> web.Response:
         before=query.get("before"),
     )
     return web.json_response({"tasks": [views.summary(task) for task in found]})
+
+
+def _whose(request: web.Request) -> str | None:
+    """The tenant whose tasks are listed; None: all tenants'."""
+    if not parse_flag(request.query.get("all"), "all"):
+        return tenant_of(request)
+    request[CALLER].require_operator()
+    return None
 
 
 async def task(request: web.Request) -> web.Response:

@@ -72,6 +72,8 @@ def test_a_dead_letter_is_listed_with_its_reason_and_requeued(tmp_path: Path) ->
         task_id = held(gateway, plait)
         gateway.call(gateway.system.book.release(task_id, 1, "its worker died"))
         assert "its worker died" in printed(plait("dead"))
+        assert task_id not in printed(plait("dead", "--tenant", "other"))
+        assert task_id in printed(plait("dead", "--all", "--tenant", "other"))
         assert printed(plait("requeue", task_id)) == f"{task_id}  queued"
         assert task_id not in printed(plait("dead"))
     finally:
