@@ -9,6 +9,7 @@ import aiohttp
 import grpc
 import pytest
 import pytest_asyncio
+import structlog
 
 from scheduler.gateway.keyring import REMEMBERED_S
 from scheduler.keys import Role
@@ -218,6 +219,22 @@ async def test_what_is_no_key_of_plait_s_is_left_to_others(http: aiohttp.ClientS
     ]
 
     assert [answer.status for answer in answers] == [200, 200]
+
+
+async def test_no_log_holds_a_key(http: aiohttp.ClientSession, system: GatewaySystem) -> None:
+    with structlog.testing.capture_logs() as logged:
+        made = await answered(await http.post("/v1/keys", json={"tenant": "red"}))
+        wrong = made["key"][:-1] + ("a" if made["key"][-1] != "a" else "b")
+        await http.get("/v1/tasks", headers=shown(made["key"]))
+        await http.get("/v1/tasks", headers=shown(wrong))
+        # An error that nobody foresaw is logged with all there is to say about it.
+        system.front.models = None  # type: ignore[assignment]
+        broken = await http.get("/v1/models", headers=shown(made["key"]))
+
+    assert broken.status == 500
+    assert [entry["event"] for entry in logged] == ["request_failed"]
+    assert made["key"] not in str(logged)
+    assert wrong not in str(logged)
 
 
 async def test_a_revoked_key_stops_working(
