@@ -1,7 +1,7 @@
 """A bulk: many inputs for one model, handed in together.
 
-Each input is a task of its own, with the place it had. A bulk is open while its inputs come in; work
-begins with the first.
+Each input is a task of its own, with the place it had. A bulk is open while its inputs come in;
+work begins with the first.
 """
 
 from __future__ import annotations

@@ -12,24 +12,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from scheduler.bulk import Bulk
-from scheduler.errors import StoreUnavailable
 from scheduler.flow import BULK_CLASS
 from scheduler.ledger import Ledger
 from scheduler.moves import Rules, bulks
 from scheduler.stores.base import Transaction
 from scheduler.task import JournalChunk, Submission, Task, TaskState
 
-log = structlog.get_logger(__name__)
-
 #: Inputs that one command accepts, and tasks that one command cancels.
 BATCH = 200
 #: Seconds a bulk may stay open; then nobody will close it.
 OPEN_FOR_S = 24 * 3600.0
-#: Seconds between two looks for bulks that were left.
-SWEEP_S = 60.0
 #: Outcomes read at once: so many tasks, fewer when they hold more chunks than this together.
 PAGE = 100
 PAGE_CHUNKS = 10_000
@@ -46,7 +39,9 @@ class Progress:
 
     @property
     def num_ended(self) -> int:
-        return sum(count for state, count in self.counts.items() if state.is_final)
+        """Inputs whose task has ended; those whose task was removed are among them."""
+        waiting = sum(count for state, count in self.counts.items() if not state.is_final)
+        return self.bulk.num_inputs - waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,24 +192,16 @@ class BulkBook:
 
     # -- looking after bulks
 
-    async def run(self) -> None:
-        """Sweep until cancelled."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            try:
-                await self.sweep()
-            except StoreUnavailable as error:
-                log.warning("store_refused", error=str(error))
-
-    async def sweep(self) -> None:
-        """Cancel bulks that nobody has closed in time, and go on with cancellations that were broken
-        off."""
+    async def sweep(self) -> list[Bulk]:
+        """Cancel bulks that nobody has closed in time, and go on with cancellations that were
+        broken off; the former."""
         before = self._ledger.clock.now() - OPEN_FOR_S
-        for bulk in await self._ledger.store.read(lambda tx: tx.bulks_left_open(before, BATCH)):
-            log.warning("bulk_abandoned", bulk_id=bulk.id, num_inputs=bulk.num_inputs)
+        left = await self._ledger.store.read(lambda tx: tx.bulks_left_open(before, BATCH))
+        for bulk in left:
             await self.cancel(bulk.id, reason=f"its bulk was not closed within {OPEN_FOR_S:g} s")
         for bulk in await self._ledger.store.read(lambda tx: tx.bulks_to_cancel(BATCH)):
             await self._cancel_tasks(bulk.id, "its bulk was cancelled")
+        return left
 
     async def purge(self, closed_before: float) -> int:
         """Remove bulks closed before a moment whose tasks have been removed; how many."""

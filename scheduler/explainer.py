@@ -25,7 +25,7 @@ from scheduler.ledger import Ledger
 from scheduler.moves import Change, Rules
 from scheduler.service_rate import Rate, RateMeter
 from scheduler.stores.base import Transaction
-from scheduler.task import Task, TaskState
+from scheduler.task import TaskState
 
 
 @dataclass(frozen=True, slots=True)

@@ -209,9 +209,7 @@ def story(task: Task, attempts: Sequence[Attempt], now: float) -> tuple[AttemptS
     )
 
 
-def _totals(
-    task: Task, stories: Sequence[AttemptStory], now: float
-) -> tuple[float, float]:
+def _totals(task: Task, stories: Sequence[AttemptStory], now: float) -> tuple[float, float]:
     until = now if task.finished_at is None else task.finished_at
     worked_s = sum(attempt.duration_s for attempt in stories)
     return max(0.0, until - task.accepted_at - worked_s), worked_s

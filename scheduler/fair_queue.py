@@ -6,8 +6,8 @@ band pay when they are served: the estimate at dispatch, more as soon as the out
 at the end of an attempt the difference to what was used, up or down.
 
 A flow of a tenant that has as much in flight as it may is *held*: it takes no part, and what it
-did not use meanwhile is not made up for. Whoever begins to take part, a flow or a band, is lifted to
-those that do.
+did not use meanwhile is not made up for. Whoever begins to take part, a flow or a band, is lifted
+to those that do.
 
 It is pure but for the transaction it is given: no clock, no I/O of its own. The caller writes the
 task; flows, bands and floors are written here.
@@ -15,16 +15,26 @@ task; flows, bands and floors are written here.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 from scheduler.flow import Ahead, Band, Flow, Outlook
 from scheduler.policies.base import Policy
 from scheduler.policies.virtual_time import SCALE
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Task
 
 #: Tasks of a flow that are counted to say what is before one of them.
 MAX_COUNTED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a task's running attempt was charged, in the fields of the task."""
+
+    charged_cost: int
+    charged_virtual_time: int
+    charged_class_time: int
 
 
 class FairQueue:
@@ -38,21 +48,23 @@ class FairQueue:
 
     # -- who goes next
 
-    def next_band(self, tx: Transaction, model: str) -> Band | None:
-        """The band whose turn it is; None when nothing can be claimed."""
-        active = [band for band in tx.bands(model) if band.num_active > 0]
-        return min(active, key=_turn, default=None)
+    def head(self, tx: Transaction, model: str, most_leased: int | None = None) -> Task | None:
+        """The queued task that goes next; it stays queued.
 
-    def head(self, tx: Transaction, model: str) -> Task | None:
-        """The queued task that goes next; it stays queued."""
-        band = self.next_band(tx, model)
-        if band is None:
-            return None
-        flow = self._policy.next(tx, band)
-        assert flow is not None, f"{band} counts flows that do not take part"
-        task = tx.head(model, flow.priority_class, flow.tenant)
-        assert task is not None, f"{flow} counts tasks that are not queued"
-        return task
+        ``most_leased``: flows with as many in flight are passed over; what is left is kept for
+        those that come.
+        """
+        active = [band for band in tx.bands(model) if band.num_active > 0]
+        for band in sorted(active, key=_turn) if most_leased is not None else _least(active):
+            flow = self._policy.next(tx, band)
+            assert flow is not None, f"{band} counts flows that do not take part"
+            if most_leased is not None and flow.num_leased >= most_leased:
+                flow = tx.next_flow(model, band.priority_class, most_leased)
+            if flow is not None:
+                task = tx.head(model, flow.priority_class, flow.tenant)
+                assert task is not None, f"{flow} counts tasks that are not queued"
+                return task
+        return None
 
     def outlook(self, tx: Transaction, task: Task) -> Outlook:
         """What goes before a task that waits, or before one that would wait now.
@@ -74,7 +86,9 @@ class FairQueue:
             for other in tx.bands(task.model)
             if other.num_active and other.priority_class != task.priority_class
         }
-        return Outlook(own, others, {name: part for name, part in classes.items() if part.num_tasks})
+        return Outlook(
+            own, others, {name: part for name, part in classes.items() if part.num_tasks}
+        )
 
     def _before_in_flow(self, tx: Transaction, task: Task, flow: Flow) -> Ahead:
         num_tasks, cost = tx.ahead(task, MAX_COUNTED)
@@ -98,21 +112,32 @@ class FairQueue:
         flow = self._flow(tx, task)
         self._put(tx, flow, _with_queued(flow, task, -1), is_new_head=True)
 
-    def lease(self, tx: Transaction, task: Task, cost_factor_permille: int = 1000) -> Task:
+    def lease(self, tx: Transaction, task: Task, cost_factor_permille: int = 1000) -> Charge:
         """Charge the queued task with its estimate, less what earlier attempts have paid for, and
         count it as in flight; it is still in the store's queue.
 
         Returns:
-            The task with what it was charged, for the caller to write before :meth:`left`.
+            What it was charged, for the caller to write before :meth:`left`.
         """
-        task = replace(task, cost_factor_permille=cost_factor_permille)
-        flow = self._flow(tx, task)
-        charged, task = self._charge(tx, flow, task, waiting_cost(task))
-        after = replace(_with_queued(charged, task, -1), num_leased=flow.num_leased + 1)
+        flow, cost = self._flow(tx, task), waiting_cost(task)
+        price, class_price = self._prices(tx, task, cost * cost_factor_permille // 1000)
+        charged = self._policy.charge(flow, price)
+        after = changed(
+            charged,
+            num_queued=flow.num_queued - 1,
+            queued_cost=flow.queued_cost - cost,
+            num_leased=flow.num_leased + 1,
+            charged_cost=flow.charged_cost + cost,
+        )
+        self._charge_band(tx, flow, class_price)
         # Charged before it is withdrawn: when this was the last active flow, the floor it leaves
         # behind counts the service that is now under way.
         self._put(tx, flow, after)
-        return task
+        return Charge(
+            task.charged_cost + cost,
+            task.charged_virtual_time + price,
+            task.charged_class_time + class_price,
+        )
 
     def left(self, tx: Transaction, task: Task) -> None:
         """The leased task has left the store's queue: see who is its flow's head now, and whether
@@ -128,33 +153,32 @@ class FairQueue:
         if missing <= 0:
             return task
         flow = self._flow(tx, task)
-        after, task = self._charge(tx, flow, task, missing)
-        tx.put_flow(after)
-        return task
+        price, class_price = self._prices(tx, task, missing * task.cost_factor_permille // 1000)
+        charged = self._policy.charge(flow, price)
+        tx.put_flow(changed(charged, charged_cost=flow.charged_cost + missing))
+        self._charge_band(tx, flow, class_price)
+        return changed(
+            task,
+            charged_cost=task.charged_cost + missing,
+            charged_virtual_time=task.charged_virtual_time + price,
+            charged_class_time=task.charged_class_time + class_price,
+        )
 
-    def settle(self, tx: Transaction, task: Task, used: int) -> Task:
+    def settle(self, tx: Transaction, task: Task, used: int) -> None:
         """Replace the running attempt's charge: the task has used ``used`` in all attempts."""
         flow = self._flow(tx, task)
         cost = (used - task.settled_cost) * task.cost_factor_permille // 1000
-        price = self._policy.price(cost, tx.tenant(task.tenant).weight_permille)
-        class_price = _class_price(cost, tx.class_weight(task.priority_class))
-        after = self._policy.charge(flow, price - task.charged_virtual_time)
-        after = replace(
-            after,
-            charged_cost=flow.charged_cost + used - task.charged_cost,
-            num_leased=flow.num_leased - 1,
+        price, class_price = self._prices(tx, task, cost)
+        charged = self._policy.charge(flow, price - task.charged_virtual_time)
+        tx.put_flow(
+            changed(
+                charged,
+                charged_cost=flow.charged_cost + used - task.charged_cost,
+                num_leased=flow.num_leased - 1,
+            )
         )
-        tx.put_flow(after)
         self._charge_band(tx, flow, class_price - task.charged_class_time)
         self.regulate(tx, task.tenant)
-        return replace(
-            task,
-            charged_cost=used,
-            settled_cost=used,
-            charged_virtual_time=0,
-            charged_class_time=0,
-            cost_factor_permille=1000,
-        )
 
     def regulate(self, tx: Transaction, tenant: str, *, has_new_limit: bool = False) -> None:
         """Hold the tenant's flows while it has as much in flight as it may."""
@@ -165,29 +189,21 @@ class FairQueue:
         is_held = limit is not None and sum(flow.num_leased for flow in flows) >= limit
         for flow in flows:
             if flow.is_held != is_held:
-                self._put(tx, flow, replace(flow, is_held=is_held), is_new_head=True)
+                self._put(tx, flow, changed(flow, is_held=is_held), is_new_head=True)
 
     # -- how
 
     def _flow(self, tx: Transaction, task: Task) -> Flow:
         return tx.flow(task.model, task.priority_class, task.tenant)
 
-    def _charge(self, tx: Transaction, flow: Flow, task: Task, cost: int) -> tuple[Flow, Task]:
-        scaled = cost * task.cost_factor_permille // 1000
-        price = self._policy.price(scaled, tx.tenant(task.tenant).weight_permille)
-        class_price = _class_price(scaled, tx.class_weight(task.priority_class))
-        charged = self._policy.charge(flow, price)
-        self._charge_band(tx, flow, class_price)
-        return replace(charged, charged_cost=flow.charged_cost + cost), replace(
-            task,
-            charged_cost=task.charged_cost + cost,
-            charged_virtual_time=task.charged_virtual_time + price,
-            charged_class_time=task.charged_class_time + class_price,
-        )
+    def _prices(self, tx: Transaction, task: Task, cost: int) -> tuple[int, int]:
+        """What a cost adds to the flow of the task, and to its band."""
+        price = self._policy.price(cost, tx.tenant(task.tenant).weight_permille)
+        return price, _class_price(cost, tx.class_weight(task.priority_class))
 
     def _charge_band(self, tx: Transaction, flow: Flow, price: int) -> None:
         band = tx.band(flow.model, flow.priority_class)
-        tx.put_band(replace(band, virtual_time=band.virtual_time + price))
+        tx.put_band(changed(band, virtual_time=band.virtual_time + price))
 
     def _put(
         self, tx: Transaction, before: Flow, after: Flow, *, is_new_head: bool = False
@@ -201,13 +217,13 @@ class FairQueue:
         band = tx.band(after.model, after.priority_class)
         if after.is_active:
             if not band.num_active:
-                band = replace(band, virtual_time=self._join_bands(tx, band))
+                band = changed(band, virtual_time=self._join_bands(tx, band))
             after, band = self._policy.join(tx, after, band)
             tx.put_flow(after)
-            tx.put_band(replace(band, num_active=band.num_active + 1))
+            tx.put_band(changed(band, num_active=band.num_active + 1))
             return
         tx.put_flow(after)
-        band = replace(band, num_active=band.num_active - 1)
+        band = changed(band, num_active=band.num_active - 1)
         if not band.num_active:
             band = self._policy.leave(after, band)
             self._leave_bands(tx, band)
@@ -222,6 +238,11 @@ class FairQueue:
         if all(each.priority_class == band.priority_class for each in others):
             floor = max(tx.virtual_floor(band.model), band.virtual_time)
             tx.put_virtual_floor(band.model, floor)
+
+
+def _least(bands: list[Band]) -> list[Band]:
+    """The band whose turn it is, if there is one."""
+    return [min(bands, key=_turn)] if bands else []
 
 
 def _turn(band: Band) -> tuple[int, str]:
@@ -247,7 +268,7 @@ def _class_price(cost: int, weight_permille: int) -> int:
 
 
 def _with_queued(flow: Flow, task: Task, count: int) -> Flow:
-    return replace(
+    return changed(
         flow,
         num_queued=flow.num_queued + count,
         queued_cost=flow.queued_cost + count * waiting_cost(task),

@@ -6,8 +6,9 @@
       +------cancel-----+--> cancelled          deadline --> expired
 
 A task that failed because it lost too many attempts is a *dead letter*: it may be requeued, which
-is the one move out of a final state. The states are an enum, the legal moves are the table ``TRANSITIONS``, and :func:`check_move` is
-the one place that refuses the rest. Records are immutable; a store writes a new one.
+is the one move out of a final state. The states are an enum, the legal moves are the table
+``TRANSITIONS``, and :func:`check_move` is the one place that refuses the rest. Records are
+immutable; a store writes a new one.
 """
 
 from __future__ import annotations
@@ -47,9 +48,7 @@ class TaskState(Enum):
         return self in _FINAL
 
 
-_FINAL = frozenset(
-    {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED}
-)
+_FINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
 
 TRANSITIONS: frozenset[tuple[TaskState, TaskState]] = frozenset(
     {

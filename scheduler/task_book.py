@@ -1,7 +1,7 @@
 """The book of tasks: every move a task can make, each as one atomic, durable command.
 
-The rules are in ``scheduler/moves``; the book runs them through the ledger with the time and ids they
-need, and lets watchers follow a task.
+The rules are in ``scheduler/moves``; the book runs them through the ledger with the time and ids
+they need, and lets watchers follow a task.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from scheduler.task import (
 
 #: Tasks that one command of a sweep moves, so that others get their turn in between.
 SWEEP_BATCH = 500
+#: Tasks that one command of a purge removes: each may have thousands of chunks.
+PURGE_BATCH = 50
+#: Seconds between two commands of a purge, so that it takes no more than its share of the store.
+PURGE_PAUSE_S = 0.02
 #: Chunks a watcher reads from the journal at once.
 WATCH_PAGE = 1000
 #: Seconds until a watcher tries again to read from a store that refused.
@@ -73,7 +77,9 @@ class TaskBook:
         document = json.loads(json.dumps(submission.document))
         submission = replace(submission, document=document)
         task_id, now = self.new_id(), self.ledger.clock.now()
-        return await self.ledger.run(lambda tx: moves.submit(tx, self.rules, submission, task_id, now))
+        return await self.ledger.run(
+            lambda tx: moves.submit(tx, self.rules, submission, task_id, now)
+        )
 
     async def task(self, task_id: str, tenant: str | None = None) -> Task:
         """Raises TaskNotFound, also when ``tenant`` is given and is not the owner."""
@@ -151,13 +157,29 @@ class TaskBook:
     # -- for the dispatcher: writes with a fence raise StaleLease when it is not the current one
 
     async def claim(
-        self, model: str, *, runner: str, replica: str, limit: int = 1, device_kind: str = ""
+        self,
+        model: str,
+        *,
+        runner: str,
+        replica: str,
+        limit: int = 1,
+        device_kind: str = "",
+        most_leased: int | None = None,
     ) -> list[Grant]:
-        """Up to ``limit`` queued tasks of the model, in fair order, leased to the replica."""
-        now, rules = self.ledger.clock.now(), self.rules
-        return await self.ledger.run(
-            lambda tx: moves.claim(tx, rules, model, runner, replica, limit, now, device_kind)
+        """Up to ``limit`` queued tasks of the model, in fair order, leased to the replica; with
+        ``most_leased`` only of flows that have fewer in flight."""
+        claim = partial(
+            moves.claim,
+            rules=self.rules,
+            model=model,
+            runner=runner,
+            replica=replica,
+            limit=limit,
+            now=self.ledger.clock.now(),
+            device_kind=device_kind,
+            most_leased=most_leased,
         )
+        return await self.ledger.run(claim)
 
     async def preempt(self, model: str) -> list[Task]:
         """Park a running task of a lower class, if one of a higher class has waited too long for
@@ -173,18 +195,26 @@ class TaskBook:
             lambda tx: moves.append(tx, self.rules, task_id, fence, chunks, now)
         )
 
-    async def succeed(self, task_id: str, fence: int, result: Mapping[str, Any]) -> Task:
-        """Idempotent for the same fence."""
+    async def succeed(
+        self,
+        task_id: str,
+        fence: int,
+        result: Mapping[str, Any],
+        chunks: Sequence[JournalChunk] = (),
+    ) -> Task:
+        """Idempotent for the same fence. ``chunks`` are appended with it, both or neither."""
         now, stored = self.ledger.clock.now(), json.loads(json.dumps(result))
         return await self.ledger.run(
-            lambda tx: moves.succeed(tx, self.rules, task_id, fence, stored, now)
+            lambda tx: moves.succeed(tx, self.rules, task_id, fence, stored, now, chunks)
         )
 
     async def fail(self, task_id: str, fence: int, error: TaskError) -> Task:
         """The request is at fault, or the handler gave up on it: final. Idempotent for the same
         fence."""
         now = self.ledger.clock.now()
-        return await self.ledger.run(lambda tx: moves.fail(tx, self.rules, task_id, fence, error, now))
+        return await self.ledger.run(
+            lambda tx: moves.fail(tx, self.rules, task_id, fence, error, now)
+        )
 
     async def release(self, task_id: str, fence: int, reason: str) -> Task:
         """The attempt was lost through no fault of the task: queued again at the head of its flow,
@@ -224,11 +254,12 @@ class TaskBook:
         num_removed = 0
         while True:
             some = await self.ledger.store.run(
-                lambda tx: moves.purge(tx, finished_before, SWEEP_BATCH)
+                lambda tx: moves.purge(tx, finished_before, PURGE_BATCH)
             )
             num_removed += some
-            if some < SWEEP_BATCH:
+            if some < PURGE_BATCH:
                 return num_removed
+            await asyncio.sleep(PURGE_PAUSE_S)
 
     async def extend_all(self) -> int:
         """Give every live lease a full term: the control plane was away, the runners were not."""

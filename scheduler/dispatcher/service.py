@@ -21,6 +21,7 @@ import structlog
 from scheduler.clock import Clock
 from scheduler.cluster_view import NodeView
 from scheduler.dispatcher import messages
+from scheduler.dispatcher.headroom import Headroom
 from scheduler.dispatcher.link import Link
 from scheduler.dispatcher.sessions import LeaseKey, Sessions, Slot
 from scheduler.errors import StaleLease, StoreUnavailable, TaskNotFound, Unavailable
@@ -71,6 +72,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._sweep_s = sweep_s
         self._silent_after_s = max(_SILENT_TERMS * lease_ttl_s, 2 * heartbeat_s)
         self._sessions = Sessions()
+        self._headroom = Headroom()
         self._links: dict[str, Link] = {}
         #: Streams whose hello is being answered, the newest of each runner.
         self._arriving: dict[str, Link] = {}
@@ -288,22 +290,26 @@ class Dispatcher(rpc.RunnerServiceServicer):
     async def _grant_all(self, model: str) -> None:
         """Claim for the least loaded replica until there is no task or no room."""
         while (slot := self._sessions.next_slot(model)) is not None:
+            free, capacity = self._sessions.room(model)
+            now = self._clock.monotonic()
+            offer = self._headroom.offer(model, slot.limit, free, capacity, now)
             grants = await self._book.claim(
                 model,
                 runner=slot.runner_id,
                 replica=slot.replica,
-                limit=slot.limit,
+                limit=offer.limit,
                 device_kind=slot.device_kind,
+                most_leased=offer.most_leased,
             )
             for granted in grants:
+                self._headroom.served(model, granted.task.tenant, now)
                 await self._deliver(slot, granted)
-            if len(grants) < slot.limit:
+            if len(grants) < offer.limit:
                 return
-        if not self._sessions.has_ready(model):
-            return
-        # Nobody has room: perhaps somebody should make some.
-        for parked in await self._book.preempt(model):
-            log.info("task_parked", task_id=parked.id, model=model, fence=parked.fence)
+        if self._sessions.room(model)[1]:
+            # Nobody has room: perhaps somebody should make some.
+            for parked in await self._book.preempt(model):
+                log.info("task_parked", task_id=parked.id, model=model, fence=parked.fence)
 
     async def _deliver(self, slot: Slot, granted: Grant) -> None:
         task = granted.task

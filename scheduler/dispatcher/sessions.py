@@ -144,13 +144,14 @@ class Sessions:
         limit = replica.capacity - load
         if len(free) > 1:
             limit = min(limit, max(1, free[1][0] - load + 1))
-        return Slot(
-            runner.runner_id, runner.connection, replica.name, limit, runner.device_kind
-        )
+        return Slot(runner.runner_id, runner.connection, replica.name, limit, runner.device_kind)
 
-    def has_ready(self, model: str) -> bool:
-        """Whether any replica of the model takes tasks, full or not."""
-        return bool(self._ready(model))
+    def room(self, model: str) -> tuple[int, int]:
+        """Free slots and all slots of the replicas that take tasks of the model."""
+        ready = self._ready(model)
+        capacity = sum(replica.capacity for _, replica, _ in ready)
+        free = sum(max(0, replica.capacity - load) for load, replica, _ in ready)
+        return free, capacity
 
     def _ready(self, model: str) -> list[tuple[int, ReplicaView, _Runner]]:
         """Replicas that take tasks, with their leases."""

@@ -113,6 +113,7 @@ class Upload:
         submissions, error = await asyncio.to_thread(self._parse, batch)
         try:
             self._front.check_open()
+            self._front.check_pressure(len(submissions))
             await self._accept(submissions)
         except PlaitError as refusal:
             raise UploadStopped(refusal, self.bulk, None) from refusal

@@ -25,6 +25,7 @@ from scheduler.gateway.http_request import (
     MAX_BODY_BYTES,
     content_type_of,
     parse_flag,
+    problem_headers,
     query_integer,
     refuse_unknown,
     tenant_of,
@@ -162,7 +163,7 @@ def _refusal(stopped: UploadStopped) -> web.Response:
     }
     if stopped.line is not None:
         document["message"] = f"line {stopped.line}: {problem.message}"
-    return web.json_response(document, status=problem.code, headers=retry_after(stopped.error))
+    return web.json_response(document, status=problem.code, headers=problem_headers(problem))
 
 
 async def _find(request: web.Request) -> Bulk:

@@ -22,12 +22,15 @@ from scheduler.clock import Clock
 from scheduler.cluster_view import Cluster
 from scheduler.errors import ModelNotFound, RequestError, TaskNotFound, Unavailable
 from scheduler.explainer import Explainer
+from scheduler.gateway import views
+from scheduler.gateway.keyring import Keyring
 from scheduler.gateway.pacing import paced
+from scheduler.gateway.pressure import Pressure
 from scheduler.gateway.problems import GatewayClosing, NoReplicas
 from scheduler.gateway.submission import Options, check_vocabulary, decide, parse, texts_of
 from scheduler.gateway.tokens import Counter
 from scheduler.operations import Operations
-from scheduler.task import Submission, Task, TaskEvent
+from scheduler.task import Attempt, JournalChunk, Submission, Task, TaskEvent, TaskState
 from scheduler.task_book import TaskBook
 
 log = structlog.get_logger(__name__)
@@ -42,6 +45,9 @@ COUNT_INLINE_CHARS = 4000
 HEALTH_TIMEOUT_S = 5.0
 #: Seconds until a cancellation that the store refused is tried again.
 STORE_PAUSE_S = 0.5
+_CHUNKS_A_READ = 1000
+#: States in which a task waits.
+_WAITING = frozenset({TaskState.QUEUED, TaskState.DELAYED, TaskState.PAUSED})
 
 
 class Front:
@@ -57,12 +63,17 @@ class Front:
         clock: Clock,
         bulks: BulkBook,
         explainer: Explainer,
+        *,
+        pressure: Pressure | None = None,
+        require_keys: bool = False,
     ) -> None:
         self.book = book
         self.bulks, self.explainer = bulks, explainer
         self.operations = operations
         self.models = models
         self.cluster = cluster
+        self.keyring = Keyring(operations, clock, is_required=require_keys)
+        self.pressure = pressure
         self._counters = counters
         self._clock = clock
         self._closing = asyncio.Event()
@@ -70,6 +81,10 @@ class Front:
 
     def __repr__(self) -> str:
         return f"<Front models={len(self.models)} leaving={len(self._leaving)}>"
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._clock.now()
 
     def model(self, name: str, version: str = "") -> ModelConfig:
         """A model by its name.
@@ -108,6 +123,8 @@ class Front:
         Raises:
             InvalidRequest: a field cannot be served as it is.
             IdempotencyConflict: the key belongs to another request.
+            ClassNotAllowed: the tenant may not use the class.
+            QuotaExceeded: the tenant has all it may have.
             Unavailable: not now; nothing was accepted, or the store does not know.
         """
         self.check_open()
@@ -123,6 +140,7 @@ class Front:
         now = self._clock.now()
         submission = decide(request, config, count, options, tenant=tenant, seed=seed, now=now)
         await self.require_replicas(config.name)
+        self.check_pressure(1)
         return await self.book.submit(submission)
 
     def submission(
@@ -143,6 +161,11 @@ class Front:
         check_vocabulary(request, counter.vocabulary_size)
         count, now = counter.count(texts_of(request)), self._clock.now()
         return decide(request, config, count, options, tenant=tenant, seed=seed, now=now)
+
+    def check_pressure(self, count: int) -> None:
+        """Raises Overloaded when so many tasks more would be too many."""
+        if self.pressure is not None:
+            self.pressure.check(count)
 
     def check_open(self) -> None:
         """Raises GatewayClosing."""
@@ -184,6 +207,23 @@ class Front:
     ) -> AsyncGenerator[T | None, None]:
         """The items as they come, as :func:`paced` gives them, until this gateway closes."""
         return paced(items, self._closing, heartbeat_s)
+
+    async def detail(self, task: Task) -> dict[str, Any]:
+        """All there is to tell about a task."""
+        attempts = await self.book.attempts(task.id)
+        chunks: list[JournalChunk] = []
+        while page := await self.book.chunks(task.id, len(chunks), _CHUNKS_A_READ):
+            chunks += page
+        return views.detail(task, attempts, chunks)
+
+    async def ended_attempt(self, event: TaskEvent) -> Attempt | None:
+        """Why a task that had been worked on waits again, for who hears of it; None when it is no
+        such event."""
+        task = event.task
+        if task is None or event.kind != "state" or task.state not in _WAITING or not task.attempt:
+            return None
+        attempts = await self.book.attempts(task.id)
+        return next((each for each in attempts if each.number == task.attempt), None)
 
     def close(self) -> None:
         """Accept nothing new and end every stream; tasks whose clients then leave go on."""
@@ -240,4 +280,3 @@ def _is_refused(accepting: asyncio.Future[Any]) -> bool:
     if not accepting.done() or accepting.cancelled():
         return accepting.cancelled()
     return accepting.exception() is not None
-

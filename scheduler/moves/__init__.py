@@ -1,7 +1,7 @@
 """Every move of a task, as a function over a transaction: what it needs, changes and refuses.
 
-``base`` has what they share; ``intake`` lets work in, ``dispatch`` gives it to replicas, ``ownership``
-is what owners may do, ``upkeep`` what happens by itself.
+``base`` has what they share; ``intake`` lets work in, ``dispatch`` gives it to replicas,
+``ownership`` is what owners may do, ``upkeep`` what happens by itself.
 """
 
 from scheduler.moves.base import (

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from scheduler.errors import TaskNotFound
 from scheduler.fair_queue import FairQueue
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Attempt, JournalChunk, Task, TaskState, check_move
 
@@ -133,7 +134,7 @@ def move(
     check_move(task.id, task.state, state)
     was_queued = task.state is TaskState.QUEUED
     is_queued = state is TaskState.QUEUED
-    task = replace(
+    task = changed(
         task,
         state=state,
         num_moves=task.num_moves + 1,
@@ -163,16 +164,26 @@ def settle(
     outcome: str | None = None,
     not_before: float | None = None,
     ended_lease: Task | None = None,
+    **changes: Any,
 ) -> Outcome[Task]:
-    """End the running attempt: account for it, and move the task on to ``state``."""
+    """End the running attempt: account for it, and move the task on to ``state``.
+
+    ``changes``: further fields of the task to set.
+    """
     check_move(task.id, task.state, state)
-    tx.add_attempt(
-        task.id,
-        replace(_running(task), ended_at=now, outcome=outcome or _OUTCOMES[state], reason=reason),
+    ended = changed(
+        _running(task), ended_at=now, outcome=outcome or _OUTCOMES[state], reason=reason
     )
+    tx.add_attempt(task.id, ended)
     is_queued = state is TaskState.QUEUED
-    task = replace(
-        rules.queue.settle(tx, task, used),
+    rules.queue.settle(tx, task, used)
+    task = changed(
+        task,
+        charged_cost=used,
+        settled_cost=used,
+        charged_virtual_time=0,
+        charged_class_time=0,
+        cost_factor_permille=1000,
         state=state,
         num_moves=task.num_moves + 1,
         runner=None,
@@ -182,6 +193,7 @@ def settle(
         not_before=not_before,
         queued_at=now if is_queued else task.queued_at,
         finished_at=now if state.is_final else None,
+        **changes,
     )
     tx.put_task(task)
     if is_queued:
@@ -197,7 +209,7 @@ def give_back_allowance(tx: Transaction, task: Task) -> None:
     tenant = tx.tenant(task.tenant)
     unused = task.estimated_cost - task.charged_cost
     if tenant.cost_per_minute is not None and unused:
-        tx.put_tenant(replace(tenant, allowance=tenant.allowance + unused))
+        tx.put_tenant(changed(tenant, allowance=tenant.allowance + unused))
 
 
 def gather(outcomes: Iterable[Outcome[Task]]) -> Outcome[list[Task]]:

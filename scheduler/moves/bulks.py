@@ -146,4 +146,3 @@ def _check_known(
         task = there.get(place)
         if task is not None and task.document != submission.document:
             raise InputsDiffer(bulk.id, f"input {place} was another one")
-

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from scheduler.errors import StaleLease
 from scheduler.fair_queue import finished_cost, journalled_cost
 from scheduler.moves.base import Change, Outcome, Rules, gather, owned, settle
 from scheduler.moves.endings import expire, lose
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Grant, JournalChunk, Task, TaskError, TaskState, check_move
 
@@ -26,17 +26,19 @@ def claim(
     limit: int,
     now: float,
     device_kind: str = "",
+    most_leased: int | None = None,
 ) -> Outcome[list[Grant]]:
     """Lease up to ``limit`` queued tasks of the model to a replica, in fair order.
 
     ``device_kind`` is what the replica runs on: the cost of its work counts by that kind's factor.
+    ``most_leased``: only to flows that have fewer tasks in flight.
     Fewer may also mean that many had to be expired first, and that others wait for their turn.
     """
     grants: list[Grant] = []
     changes: list[Change] = []
     factor = tx.cost_factor(model, device_kind)
     while len(grants) < limit and len(changes) < limit + MAX_EXPIRED:
-        task = rules.queue.head(tx, model)
+        task = rules.queue.head(tx, model, most_leased)
         if task is None:
             break
         if task.deadline_at is not None and task.deadline_at <= now:
@@ -58,8 +60,13 @@ def _lease(
     now: float,
 ) -> Grant:
     check_move(task.id, task.state, TaskState.LEASED)
-    task = replace(
-        rules.queue.lease(tx, task, factor),
+    charge = rules.queue.lease(tx, task, factor)
+    task = changed(
+        task,
+        charged_cost=charge.charged_cost,
+        charged_virtual_time=charge.charged_virtual_time,
+        charged_class_time=charge.charged_class_time,
+        cost_factor_permille=factor,
         state=TaskState.LEASED,
         num_moves=task.num_moves + 1,
         attempt=task.attempt + 1,
@@ -98,7 +105,7 @@ def append(
     if not new:
         return Outcome(task.num_chunks)
     tx.add_chunks(task_id, new)
-    task = replace(
+    task = changed(
         task,
         num_chunks=task.num_chunks + len(new),
         num_tokens=task.num_tokens + sum(len(chunk.token_ids) for chunk in new),
@@ -110,14 +117,28 @@ def append(
 
 
 def succeed(
-    tx: Transaction, rules: Rules, task_id: str, fence: int, result: Mapping[str, Any], now: float
+    tx: Transaction,
+    rules: Rules,
+    task_id: str,
+    fence: int,
+    result: Mapping[str, Any],
+    now: float,
+    chunks: Sequence[JournalChunk] = (),
 ) -> Outcome[Task]:
-    """Record the answer."""
+    """Record the answer, and what of the output is not in the journal yet.
+
+    Raises:
+        StaleLease: the lease has ended otherwise.
+        ValueError: a chunk is missing before one of these.
+    """
     task = owned(tx, task_id)
     if _has_ended(tx, task, fence, "succeeded"):
         return Outcome(task)
-    task = replace(_held(task, fence), result=result)
-    return settle(tx, rules, task, TaskState.SUCCEEDED, finished_cost(task), now)
+    written = append(tx, rules, task_id, fence, chunks, now).changes
+    task = _held(owned(tx, task_id), fence)
+    used = finished_cost(task)
+    ended = settle(tx, rules, task, TaskState.SUCCEEDED, used, now, result=result)
+    return Outcome(ended.value, (*written, *ended.changes))
 
 
 def fail(
@@ -127,9 +148,8 @@ def fail(
     task = owned(tx, task_id)
     if _has_ended(tx, task, fence, "failed"):
         return Outcome(task)
-    task = replace(_held(task, fence), error=error)
-    used = journalled_cost(task)
-    return settle(tx, rules, task, TaskState.FAILED, used, now, error.message)
+    used = journalled_cost(_held(task, fence))
+    return settle(tx, rules, task, TaskState.FAILED, used, now, error.message, error=error)
 
 
 def release(
@@ -181,5 +201,3 @@ def _has_ended(tx: Transaction, task: Task, fence: int, outcome: str) -> bool:
     if task.fence != fence or task.state is TaskState.LEASED or not fence:
         return False
     return tx.attempts(task.id)[-1].outcome == outcome
-
-

@@ -29,10 +29,10 @@ _TENANT_COLUMNS = (
     " allowance_at"
 )
 _FLOWS = f"SELECT {_FLOW_COLUMNS} FROM flows"
-_NEXT_FLOW = (
-    f"{_FLOWS} WHERE model = ? AND priority_class = ? AND num_queued > 0 AND is_held = 0"
-    " ORDER BY virtual_time, tenant LIMIT 1"
-)
+_ACTIVE = "WHERE model = ? AND priority_class = ? AND num_queued > 0 AND is_held = 0"
+_IN_TURN = "ORDER BY virtual_time, tenant LIMIT 1"
+_NEXT_FLOW = f"{_FLOWS} {_ACTIVE} {_IN_TURN}"
+_NEXT_SMALL_FLOW = f"{_FLOWS} {_ACTIVE} AND num_leased < ? {_IN_TURN}"
 _OF_BAND = "f.model = ? AND f.priority_class = ? AND f.num_queued > 0 AND f.is_held = 0"
 _WAITING = (
     "SELECT COALESCE(SUM(f.num_queued), 0), COALESCE(SUM(f.queued_cost), 0), COUNT(*)"
@@ -174,9 +174,14 @@ class Flows(base.FlowTables):
         self._flows[key] = flow
         self._dirty_flows.add(key)
 
-    def next_flow(self, model: str, priority_class: str) -> Flow | None:
+    def next_flow(
+        self, model: str, priority_class: str, most_leased: int | None = None
+    ) -> Flow | None:
         self._flush_flows()
-        row = self._db.row(_NEXT_FLOW, model, priority_class)
+        if most_leased is None:
+            row = self._db.row(_NEXT_FLOW, model, priority_class)
+        else:
+            row = self._db.row(_NEXT_SMALL_FLOW, model, priority_class, most_leased)
         return None if row is None else _flow(row)
 
     def flows(self, model: str) -> list[Flow]:
@@ -320,7 +325,9 @@ def _flow_values(flow: Flow) -> list[Any]:
 
 
 def _flow(row: Any) -> Flow:
-    return Flow(*row[:-1], bool(row[-1]))
+    values = list(row)
+    values[-1] = bool(values[-1])
+    return Flow(*values)
 
 
 def _tenant(

@@ -14,14 +14,13 @@ from scheduler.stores._tasks_sql import Tasks
 class Transaction(Others, Flows, base.Transaction):
     """The statements, on one connection."""
 
-    def __init__(
-        self, db: Connection, tell: Callable[[base.News], None] = lambda news: None
-    ) -> None:
-        """``tell`` is given what other processes should hear of."""
+    def __init__(self, db: Connection, tell: Callable[[base.News], None] | None = None) -> None:
+        """``tell`` is given what other processes should hear of; None: there are none."""
         Tasks.__init__(self)
         Flows.__init__(self)
         self._db = db
         self._tell = tell
 
     def tell(self, news: base.News) -> None:
-        self._tell(news)
+        if self._tell is not None:
+            self._tell(news)

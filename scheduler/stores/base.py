@@ -63,7 +63,7 @@ class TaskTables(Protocol):
         limit: int,
         before: str | None = None,
     ) -> list[Task]:
-        """Newest first; ``before`` is an id, itself not included; ``is_dead``: dead letters only."""
+        """Newest first; ``before`` is an id, itself left out; ``is_dead``: only dead letters."""
         ...
 
     def head(self, model: str, priority_class: str, tenant: str) -> Task | None:
@@ -146,8 +146,11 @@ class FlowTables(Protocol):
 
     def put_flow(self, flow: Flow) -> None: ...
 
-    def next_flow(self, model: str, priority_class: str) -> Flow | None:
-        """The active flow of least virtual time, among equals the one of least tenant."""
+    def next_flow(
+        self, model: str, priority_class: str, most_leased: int | None = None
+    ) -> Flow | None:
+        """The active flow of least virtual time, among equals the one of least tenant; with
+        ``most_leased`` of those that have fewer in flight."""
         ...
 
     def flows(self, model: str) -> list[Flow]:
@@ -284,10 +287,19 @@ class Transaction(TaskTables, FlowTables, OtherTables, Protocol):
 class Store(Protocol):
     """Where tasks live."""
 
-    async def run(self, command: Callable[[Transaction], T]) -> T:
+    #: Whether other processes may write to it, who are told of changes and tell of theirs.
+    is_shared: bool
+
+    async def run(
+        self,
+        command: Callable[[Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None = None,
+    ) -> T:
         """Run a command as one transaction; its effect is on disk when this returns.
 
-        An error the command raises is raised here, and the command has had no effect.
+        An error the command raises is raised here, and the command has had no effect. ``then`` is
+        given the value or the error first, in the event loop and in the order of commits, also
+        when the caller was cancelled meanwhile; it must not raise.
 
         Raises:
             StoreUnavailable: the store refused, and whether it wrote is unknown. A caller that is

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+from scheduler import moves
 from scheduler.fair_queue import FairQueue, waiting_cost
 from scheduler.flow import Flow
-from scheduler import moves
 from scheduler.moves import Rules
 from scheduler.policies import virtual_time
 from scheduler.stores import sqlite
@@ -50,12 +50,12 @@ def rules(*, max_attempts: int = 5, lease_ttl_s: float = 10.0) -> Rules:
 def memory_transaction() -> Iterator[Transaction]:
     """A transaction on an empty database in memory, for commands run one after the other."""
     with closing(sqlite3.connect(sqlite.MEMORY, isolation_level=None)) as connection:
-        connection.deserialize(_empty_database())
+        connection.deserialize(empty_database())
         yield SqlTransaction(sqlite.Database(connection))
 
 
 @functools.cache
-def _empty_database() -> bytes:
+def empty_database() -> bytes:
     """Its schema takes a while to make."""
     with closing(sqlite.connect(sqlite.MEMORY)) as connection:
         return connection.serialize()
@@ -68,7 +68,9 @@ def problems(tx: Transaction) -> list[str]:
     for model in {task.model for task in tasks}:
         flows = tx.flows(model)
         for flow in flows:
-            found += _problems_of_flow(flow, [task for task in tasks if _flow_of(task) == _key(flow)])
+            found += _problems_of_flow(
+                flow, [task for task in tasks if _flow_of(task) == _key(flow)]
+            )
         for band in tx.bands(model):
             own = [flow for flow in flows if flow.priority_class == band.priority_class]
             num_active = sum(flow.is_active for flow in own)

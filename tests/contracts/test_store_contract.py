@@ -316,7 +316,11 @@ async def test_keys_are_listed_by_tenant_and_found_by_id(store: Store) -> None:
     assert await store.read(lambda tx: tx.keys(None)) == [key, revoked]
     found = await store.read(lambda tx: (tx.key("k1"), tx.key("k2"), tx.key("k3")))
     assert found == (key, revoked, None)
-    assert [each is not None and each.opens_with("secret") for each in found] == [True, False, False]
+    assert [each is not None and each.opens_with("secret") for each in found] == [
+        True,
+        False,
+        False,
+    ]
 
 
 # -- leases and deadlines
@@ -464,10 +468,16 @@ async def test_the_next_flow_is_the_active_one_of_least_virtual_time(store: Stor
 
 
 async def test_a_flow_is_overwritten(store: Store) -> None:
-    await store.run(lambda tx: tx.put_flow(flow("ann", virtual_time=1, num_queued=2, charged_cost=3)))
-    await store.run(lambda tx: tx.put_flow(flow("ann", virtual_time=-4, num_queued=5, charged_cost=6)))
+    await store.run(
+        lambda tx: tx.put_flow(flow("ann", virtual_time=1, num_queued=2, charged_cost=3))
+    )
+    await store.run(
+        lambda tx: tx.put_flow(flow("ann", virtual_time=-4, num_queued=5, charged_cost=6))
+    )
 
-    assert await store.read(lambda tx: tx.flows(MODEL)) == [flow("ann", virtual_time=-4, num_queued=5, charged_cost=6)]
+    assert await store.read(lambda tx: tx.flows(MODEL)) == [
+        flow("ann", virtual_time=-4, num_queued=5, charged_cost=6)
+    ]
 
 
 async def test_the_virtual_floor_is_kept_by_model(store: Store) -> None:
