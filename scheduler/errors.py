@@ -10,11 +10,14 @@
     │   ├── IdempotencyConflict       409: the key was used for another request
     │   ├── InvalidTransition         409: the task's state does not allow this move
     │   ├── NotResumable              409: its output cannot be gone on from
+    │   ├── Unauthenticated           401: a key is needed, or the one shown is not valid
+    │   ├── NotPermitted              403: the key shown does not open this
     │   ├── ClassNotAllowed           403: the tenant may not use this priority class
     │   ├── QuotaExceeded             429: the tenant has all it may have; try again later
     │   └── StaleLease                409: the lease was given to somebody else
     ├── Unavailable                   503: try again later; nothing accepted is lost
-    │   └── StoreUnavailable          the store refused; whether it wrote is unknown
+    │   ├── StoreUnavailable          the store refused; whether it wrote is unknown
+    │   └── Overloaded                accepting more would put memory or disk at risk
     └── StartupError                  something needed to start is missing or taken
 
 A message says what happened, to which id, and what is allowed or what to do next.
@@ -128,6 +131,18 @@ class NotResumable(RequestError):
         self.task_id = task_id
 
 
+class Unauthenticated(RequestError):
+    """A key is needed and none was shown, or the one shown is not valid."""
+
+    status = 401
+
+
+class NotPermitted(RequestError):
+    """The key that was shown is valid and does not open this."""
+
+    status = 403
+
+
 class ClassNotAllowed(RequestError):
     """A tenant asked for a priority class that operators have not given it."""
 
@@ -170,6 +185,14 @@ class Unavailable(PlaitError):
 
 class StoreUnavailable(Unavailable):
     """The store refused. Whether it wrote is unknown: repeat the call, which is idempotent."""
+
+
+class Overloaded(Unavailable):
+    """More work is not let in, so that what was let in can be done and written down."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StartupError(PlaitError):

@@ -33,6 +33,65 @@ def task_table(listing: Any) -> Table:
     return table
 
 
+def dead_table(listing: Any) -> Table:
+    table = _table("TASK", "TENANT", "MODEL", "LOST", "TOKENS", "ENDED", "WHY")
+    for task in listing["tasks"]:
+        why = task["error"]["message"] if task["error"] else ""
+        table.add_row(
+            task["task_id"],
+            task["tenant"],
+            task["model"],
+            str(task["num_lost"]),
+            str(task["num_tokens"]),
+            _moment(task["finished_at"]),
+            why,
+        )
+    return table
+
+
+def tenant_table(listing: Any) -> Table:
+    """Tenants with what they have of what they may have."""
+    table = _table("TENANT", "WEIGHT", "QUEUED", "IN FLIGHT", "COST/MIN", "CLASSES", "SERVED")
+    for tenant in listing["tenants"]:
+        served = sum(tenant["served_cost"].values())
+        table.add_row(
+            tenant["tenant"],
+            f"{tenant['weight']:g}",
+            _of(tenant["queued"], tenant["max_queued"]),
+            _of(tenant["in_flight"], tenant["max_in_flight"]),
+            "-" if tenant["cost_per_minute"] is None else str(tenant["cost_per_minute"]),
+            "all" if tenant["classes"] is None else " ".join(tenant["classes"]),
+            str(served),
+        )
+    return table
+
+
+def key_table(listing: Any) -> Table:
+    table = _table("KEY", "TENANT", "ROLE", "NAME", "CREATED", "REVOKED")
+    for key in listing["keys"]:
+        created, revoked = _moment(key["created_at"]), _moment(key["revoked_at"])
+        table.add_row(key["key_id"], key["tenant"], key["role"], key["name"], created, revoked)
+    return table
+
+
+def class_table(listing: Any) -> Table:
+    table = _table("CLASS", "WEIGHT")
+    for each in listing["classes"]:
+        table.add_row(each["class"], f"{each['weight']:g}")
+    return table
+
+
+def cost_table(listing: Any) -> Table:
+    table = _table("MODEL", "DEVICE KIND", "FACTOR")
+    for each in listing["cost_factors"]:
+        table.add_row(each["model"], each["device_kind"], f"{each['factor']:g}")
+    return table
+
+
+def _of(count: int, limit: int | None) -> str:
+    return str(count) if limit is None else f"{count}/{limit}"
+
+
 def task_story(task: Any) -> str:
     """A task and its attempts, as lines."""
     lines = [

@@ -17,13 +17,26 @@ from scheduler.errors import PlaitError
 class ApiError(PlaitError):
     """The gateway's refusal."""
 
-    def __init__(self, status: int, type_: str, message: str, field: str = "") -> None:
+    def __init__(
+        self,
+        status: int,
+        type_: str,
+        message: str,
+        field: str = "",
+        *,
+        quota: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.type = type_
         self.message = message
         #: The part of the request to change; empty when it is not one part.
         self.field = field
+        #: The quota that is used up; empty when it is not one.
+        self.quota = quota
+        #: Seconds after which the same request may be let in; None: the gateway gave none.
+        self.retry_after_s = retry_after_s
 
 
 class TaskUnsuccessful(ApiError):

@@ -11,39 +11,6 @@ class Error(TypedDict):
     field: str
 
 
-class Task(TypedDict):
-    """A task without its input and output. Moments are seconds since the epoch, None: not yet."""
-
-    task_id: str
-    #: "queued", "leased", "succeeded", "failed", "cancelled" or "expired".
-    state: str
-    tenant: str
-    model: str
-    priority: int
-    idempotency_key: str | None
-    deadline_at: float | None
-    estimated_cost: int
-    charged_cost: int
-    attempt: int
-    runner: str | None
-    replica: str | None
-    num_chunks: int
-    num_tokens: int
-    accepted_at: float
-    first_claimed_at: float | None
-    first_chunk_at: float | None
-    finished_at: float | None
-    #: What a lost attempt is worth: "exact", "close" or "none".
-    resume: str
-    error: Error | None
-
-
-class TaskOutcome(Task):
-    """A task with its result, save for the text of a generation."""
-
-    result: dict[str, Any] | None
-
-
 class Attempt(TypedDict):
     number: int
     fence: int
@@ -54,6 +21,50 @@ class Attempt(TypedDict):
     ended_at: float | None
     outcome: str
     reason: str
+
+
+#: Its name is a keyword, so it cannot stand in a class.
+_InClass = TypedDict("_InClass", {"class": str})
+
+
+class Task(_InClass):
+    """A task without its input and output. Moments are seconds since the epoch, None: not yet."""
+
+    task_id: str
+    #: "queued", "delayed", "leased", "paused", "succeeded", "failed", "cancelled" or "expired".
+    state: str
+    tenant: str
+    model: str
+    priority: int
+    idempotency_key: str | None
+    deadline_at: float | None
+    estimated_cost: int
+    charged_cost: int
+    attempt: int
+    num_lost: int
+    runner: str | None
+    replica: str | None
+    num_chunks: int
+    num_tokens: int
+    accepted_at: float
+    not_before: float | None
+    first_claimed_at: float | None
+    first_chunk_at: float | None
+    finished_at: float | None
+    #: What a lost attempt is worth: "exact", "close" or "none".
+    resume: str
+    is_dead: bool
+    bulk_id: str | None
+    bulk_index: int | None
+    error: Error | None
+    #: In the events of a task that waits after it had been worked on.
+    last_attempt: NotRequired[Attempt]
+
+
+class TaskOutcome(Task):
+    """A task with its result, save for the text of a generation."""
+
+    result: dict[str, Any] | None
 
 
 class Logprob(TypedDict):
@@ -142,10 +153,55 @@ class NodeList(TypedDict):
 
 
 class Tenant(TypedDict):
+    """A tenant; a limit that is None is none."""
+
     tenant: str
     weight: float
+    max_queued: int | None
+    max_in_flight: int | None
+    cost_per_minute: int | None
+    classes: list[str] | None
+    queued: int
+    in_flight: int
     served_cost: dict[str, int]
 
 
 class TenantList(TypedDict):
     tenants: list[Tenant]
+
+
+class Key(TypedDict):
+    key_id: str
+    tenant: str
+    #: "tenant" or "operator".
+    role: str
+    name: str
+    created_at: float
+    revoked_at: float | None
+
+
+class NewKey(Key):
+    #: How it is written; told this once.
+    key: str
+
+
+class KeyList(TypedDict):
+    keys: list[Key]
+
+
+class PriorityClass(_InClass):
+    weight: float
+
+
+class ClassList(TypedDict):
+    classes: list[PriorityClass]
+
+
+class CostFactor(TypedDict):
+    model: str
+    device_kind: str
+    factor: float
+
+
+class CostFactorList(TypedDict):
+    cost_factors: list[CostFactor]

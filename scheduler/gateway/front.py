@@ -20,11 +20,14 @@ from handlers.model_config import ModelConfig
 from scheduler.clock import Clock
 from scheduler.cluster_view import Cluster
 from scheduler.errors import ModelNotFound, RequestError, TaskNotFound, Unavailable
+from scheduler.gateway import views
+from scheduler.gateway.keyring import Keyring
+from scheduler.gateway.pressure import Pressure
 from scheduler.gateway.problems import GatewayClosing, NoReplicas
 from scheduler.gateway.submission import Options, check_vocabulary, decide, parse, texts_of
 from scheduler.gateway.tokens import Counter
 from scheduler.operations import Operations
-from scheduler.task import Task, TaskEvent
+from scheduler.task import Attempt, JournalChunk, Task, TaskEvent, TaskState
 from scheduler.task_book import TaskBook
 
 log = structlog.get_logger(__name__)
@@ -37,6 +40,9 @@ COUNT_INLINE_CHARS = 4000
 HEALTH_TIMEOUT_S = 5.0
 #: Seconds until a cancellation that the store refused is tried again.
 STORE_PAUSE_S = 0.5
+_CHUNKS_A_READ = 1000
+#: States in which a task waits.
+_WAITING = frozenset({TaskState.QUEUED, TaskState.DELAYED, TaskState.PAUSED})
 
 
 class Front:
@@ -50,11 +56,16 @@ class Front:
         counters: Mapping[str, Counter],
         cluster: Cluster,
         clock: Clock,
+        *,
+        pressure: Pressure | None = None,
+        require_keys: bool = False,
     ) -> None:
         self.book = book
         self.operations = operations
         self.models = models
         self.cluster = cluster
+        self.keyring = Keyring(operations, clock, is_required=require_keys)
+        self.pressure = pressure
         self._counters = counters
         self._clock = clock
         self._closing = asyncio.Event()
@@ -62,6 +73,10 @@ class Front:
 
     def __repr__(self) -> str:
         return f"<Front models={len(self.models)} leaving={len(self._leaving)}>"
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._clock.now()
 
     def model(self, name: str, version: str = "") -> ModelConfig:
         """A model by its name.
@@ -100,6 +115,8 @@ class Front:
         Raises:
             InvalidRequest: a field cannot be served as it is.
             IdempotencyConflict: the key belongs to another request.
+            ClassNotAllowed: the tenant may not use the class.
+            QuotaExceeded: the tenant has all it may have.
             Unavailable: not now; nothing was accepted, or the store does not know.
         """
         if self._closing.is_set():
@@ -116,6 +133,8 @@ class Front:
         now = self._clock.now()
         submission = decide(request, config, count, options, tenant=tenant, seed=seed, now=now)
         await self._require_replicas(config.name)
+        if self.pressure is not None:
+            self.pressure.check()
         return await self.book.submit(submission)
 
     @asynccontextmanager
@@ -165,6 +184,23 @@ class Front:
             await _settle(pending, closing)
             if isinstance(events, AsyncGenerator):
                 await events.aclose()
+
+    async def detail(self, task: Task) -> dict[str, Any]:
+        """All there is to tell about a task."""
+        attempts = await self.book.attempts(task.id)
+        chunks: list[JournalChunk] = []
+        while page := await self.book.chunks(task.id, len(chunks), _CHUNKS_A_READ):
+            chunks += page
+        return views.detail(task, attempts, chunks)
+
+    async def ended_attempt(self, event: TaskEvent) -> Attempt | None:
+        """Why a task that had been worked on waits again, for who hears of it; None when it is no
+        such event."""
+        task = event.task
+        if task is None or event.kind != "state" or task.state not in _WAITING or not task.attempt:
+            return None
+        attempts = await self.book.attempts(task.id)
+        return next((each for each in attempts if each.number == task.attempt), None)
 
     def close(self) -> None:
         """Accept nothing new and end every stream; tasks whose clients then leave go on."""

@@ -15,6 +15,7 @@ from typing import Any
 from handlers.model_config import ModelConfig
 from handlers.wire import logprob_document
 from scheduler.cluster_view import NodeView
+from scheduler.keys import Key
 from scheduler.operations import TenantView
 from scheduler.task import Attempt, JournalChunk, Task, TaskEvent
 
@@ -22,7 +23,7 @@ from scheduler.task import Attempt, JournalChunk, Task, TaskEvent
 SUMMARY_FIELDS = (
     "tenant",
     "model",
-    "priority_class",
+    "class",
     "priority",
     "idempotency_key",
     "deadline_at",
@@ -45,10 +46,13 @@ SUMMARY_FIELDS = (
     "bulk_index",
 )
 
+#: Those of another name in the code, where this one is a keyword.
+_ATTRIBUTES = {"class": "priority_class"}
+
 
 def summary(task: Task) -> dict[str, Any]:
     """A task without its input and output."""
-    fields = {name: getattr(task, name) for name in SUMMARY_FIELDS}
+    fields = {name: getattr(task, _ATTRIBUTES.get(name, name)) for name in SUMMARY_FIELDS}
     error = None if task.error is None else asdict(task.error)
     return {"task_id": task.id, "state": task.state.value, **fields, "error": error}
 
@@ -131,14 +135,19 @@ def chunk(entry: JournalChunk) -> dict[str, Any]:
     return document
 
 
-def server_sent(event: TaskEvent) -> bytes:
+def state(event: TaskEvent, ended: Attempt | None = None) -> dict[str, Any]:
+    """What an event that is no chunk tells; ``ended`` is the attempt after which the task waits."""
+    if event.task is None:
+        return {}
+    if event.kind == "end":
+        return outcome(event.task)
+    document = summary(event.task)
+    return document if ended is None else {**document, "last_attempt": asdict(ended)}
+
+
+def server_sent(event: TaskEvent, ended: Attempt | None = None) -> bytes:
     """An event in the notation of server-sent events; its id is the cursor to come back with."""
-    if event.chunk is not None:
-        document = chunk(event.chunk)
-    elif event.task is not None:
-        document = outcome(event.task) if event.kind == "end" else summary(event.task)
-    else:
-        document = {}
+    document = state(event, ended) if event.chunk is None else chunk(event.chunk)
     return server_sent_frame(document, kind=event.kind, cursor=event.cursor)
 
 
@@ -164,6 +173,18 @@ def model(
         "desired_replicas": num_desired,
         "queued": queued,
         "replicas": replicas,
+    }
+
+
+def key(given: Key) -> dict[str, Any]:
+    """A key without what opens: neither its secret, which nobody has, nor the secret's hash."""
+    return {
+        "key_id": given.id,
+        "tenant": given.tenant,
+        "role": given.role.value,
+        "name": given.name,
+        "created_at": given.created_at,
+        "revoked_at": given.revoked_at,
     }
 
 
