@@ -52,8 +52,8 @@ class InferenceService(InferenceAPIsServiceServicer):
         self, request: pb.PredictionsRequest, context: Any
     ) -> pb.PredictionResponse:
         async with problems_as_status(context):
-            config, prediction = self._read(request, context)
             tenant = await tenant_of(context, self._front)
+            config, prediction = self._read(request, context)
             owned = self._front.owned(config, prediction.document, prediction.options, tenant)
             async with owned as task:
                 await context.send_initial_metadata(((TASK_METADATA, task.id),))
@@ -64,8 +64,8 @@ class InferenceService(InferenceAPIsServiceServicer):
         self, request: pb.PredictionsRequest, context: Any
     ) -> AsyncIterator[pb.PredictionResponse]:
         async with problems_as_status(context):
-            config, prediction = self._read(request, context)
             tenant = await tenant_of(context, self._front)
+            config, prediction = self._read(request, context)
             owned = self._front.owned(config, prediction.document, prediction.options, tenant)
             async with owned as task:
                 await context.send_initial_metadata(((TASK_METADATA, task.id),))

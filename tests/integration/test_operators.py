@@ -10,10 +10,13 @@ import grpc
 import pytest
 import pytest_asyncio
 import structlog
+from google.protobuf.empty_pb2 import Empty
 
 from scheduler.gateway.keyring import REMEMBERED_S
 from scheduler.keys import Role
+from scheduler.rpc import inference_pb2
 from scheduler.rpc import plait_pb2 as pb
+from scheduler.rpc.inference_pb2_grpc import InferenceAPIsServiceStub
 from scheduler.rpc.plait_pb2_grpc import TaskServiceStub
 from tests.integration.gateway_system import GatewaySystem, ended
 
@@ -375,8 +378,15 @@ async def test_an_operator_s_key_opens_all(locked: GatewaySystem) -> None:
 
 
 async def test_grpc_needs_a_key_too(locked: GatewaySystem) -> None:
+    unknown = inference_pb2.PredictionsRequest(model_name="none")
     async with grpc.aio.insecure_channel(locked.grpc_target) as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as listing:
             await TaskServiceStub(channel).List(pb.ListRequest())
+        # Who is nobody is not even told which models there are.
+        with pytest.raises(grpc.aio.AioRpcError) as prediction:
+            await InferenceAPIsServiceStub(channel).Predictions(unknown)
+        health = await InferenceAPIsServiceStub(channel).Ping(Empty())
 
-    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert listing.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert prediction.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert health.health == "Healthy"
