@@ -47,7 +47,9 @@ class Seen:
 
     def load(self, weights_permille: Mapping[str, int]) -> Load:
         charge, most = self.charge, self.num_in_flight
-        return Load(charge, self.excess, self.refund, most, weights_permille)
+        return Load(
+            charge, self.excess, self.refund, most, weights_permille, has_overtaking=True
+        )
 
 
 class Referee:
@@ -77,7 +79,7 @@ class Referee:
         self, cls: str, tenant: str, _: int, num_queued: int, num_leased: int, is_held: int
     ) -> None:
         name = (cls, tenant)
-        self._weights[tenant], self._now[tenant]
+        self._weights[tenant], self._now[tenant]  # noqa: B018  (a tenant for whom nothing was set)
         self._in_flight[name] = num_leased
         self.seen.num_in_flight = max(self.seen.num_in_flight, sum(self._in_flight.values()))
         self._takes_part(name, num_queued > 0 and not is_held)
@@ -155,3 +157,6 @@ class Referee:
 def _used(row: Mapping[str, Any]) -> float:
     """Cost of the output on disk: 2 for a token, and the prompt once there is any."""
     return float(row["prompt_cost"] + 2 * row["num_tokens"] if row["num_tokens"] else 0)
+
+
+

@@ -89,9 +89,7 @@ def draw(seed: str) -> Scenario:
         seed=seed,
         policy=rng.choice(["virtual_time"] * 6 + ["deficit_round_robin", "fcfs"]),
         num_control_planes=rng.choice([1, 1, 1, 2, 3]),
-        capacities=(1, 1)
-        if is_fairness_run
-        else tuple(rng.choices([1, 2, 3], k=rng.randint(1, 3))),
+        capacities=(1, 1) if is_fairness_run else tuple(rng.choices([1, 2, 3], k=rng.randint(1, 3))),
         tenants=tenants,
         faults=faults,
         disturbed_s=rng.uniform(40, 90),
@@ -123,16 +121,6 @@ def _contenders(rng: random.Random) -> tuple[Tenant, ...]:
     """Few tenants that always have something queued: who is treated unfairly shows."""
     same = rng.choice([("standard",), ("interactive", "batch")])
     return tuple(
-        Tenant(
-            name,
-            rng.choice([1000, 1000, 2000]),
-            same,
-            rng.randint(20, 30),
-            0.0,
-            3,
-            None,
-            None,
-            None,
-        )
+        Tenant(name, rng.choice([1000, 1000, 2000]), same, rng.randint(20, 30), 0.0, 3, None, None, None)
         for name in ("ann", "bob")
     )

@@ -203,3 +203,4 @@ class Client:
 async def _submit(book: TaskBook, submission: Submission) -> Task:
     task, _ = await book.submit(submission)
     return task
+

@@ -58,7 +58,9 @@ class World:
     def __init__(self, scenario: Scenario, loop: Loop) -> None:
         self.scenario, self.loop = scenario, loop
         policy = plugins.find(policies, scenario.policy).Policy()
-        self.rules = Rules(FairQueue(policy), LEASE_TTL_S, scenario.max_attempts, Backoff(1.0, 5.0))
+        self.rules = Rules(
+            FairQueue(policy), LEASE_TTL_S, scenario.max_attempts, Backoff(1.0, 5.0)
+        )
         self.faults = Faults(scenario.faults, self.rng("faults"))
         self.witness = Witness(TASK_COLUMNS, Referee(policy), max_attempts=scenario.max_attempts)
         num_planes = scenario.num_control_planes
@@ -122,7 +124,9 @@ class World:
 
     def _start_plane(self, number: int) -> None:
         process, rng = self._process(f"control plane {number}")
-        self.planes[number] = ControlPlane(process, self.disk, self.rules, self.clocks[number], rng)
+        self.planes[number] = ControlPlane(
+            process, self.disk, self.rules, self.clocks[number], rng
+        )
 
     def _start_runner(self, number: int) -> None:
         process, rng = self._process(f"runner {number}")
