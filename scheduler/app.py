@@ -21,15 +21,17 @@ from rich.console import Console
 
 from handlers import model_config
 from handlers.model_config import ModelConfig, ModelConfigError
-from scheduler import startup
+from scheduler import plugins, policies, startup
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.clock import SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
 from scheduler.errors import StartupError
+from scheduler.fair_queue import FairQueue
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
 from scheduler.gateway.tokens import open_counter
+from scheduler.moves import Rules
 from scheduler.operations import Operations
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.runner import devices
@@ -242,9 +244,9 @@ async def _control(
         settings.state.mkdir(parents=True, exist_ok=True)
         store = sqlite.Store(settings.state / "plait.sqlite")
         stack.push_async_callback(store.close)
-        book = TaskBook(
-            store, clock, lease_ttl_s=settings.lease_ttl_s, max_attempts=settings.max_attempts
-        )
+        queue = FairQueue(plugins.find(policies, settings.policy).Policy())
+        rules = Rules(queue, settings.lease_ttl_s, settings.max_attempts)
+        book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules)
         dispatcher = Dispatcher(
             book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
         )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from scheduler.clock import Clock
-from scheduler.errors import PlaitError, StoreUnavailable
+from scheduler.errors import StoreUnavailable
 from scheduler.moves import Change, Outcome
 from scheduler.result.stream import Watchers
 from scheduler.stores.base import News, Store, Transaction
@@ -68,13 +68,8 @@ class Ledger:
                 tx.tell(_news(outcome.changes))
             return outcome
 
-        # Shielded: a caller that goes away must not keep watchers from hearing what was committed.
-        commit = asyncio.ensure_future(self._commit(told))
-        try:
-            return await asyncio.shield(commit)
-        except asyncio.CancelledError:
-            commit.add_done_callback(_take_note)
-            raise
+        outcome: Outcome[T] = await self.store.run(told, self._committed)
+        return outcome.value
 
     async def set_desired(self, command: Callable[[Transaction], None]) -> None:
         """Run a command that changes what should run."""
@@ -86,21 +81,20 @@ class Ledger:
         await self.store.run(told)
         self._tell_desired()
 
-    async def _commit(self, command: Callable[[Transaction], Outcome[T]]) -> T:
-        try:
-            outcome = await self.store.run(command)
-        except StoreUnavailable:
+    def _committed(self, outcome: Outcome[Any] | None, error: BaseException | None) -> None:
+        """A command has ended, whether or not its caller still waits."""
+        if isinstance(error, StoreUnavailable):
             # It may be on disk all the same, and then a repeat changes nothing: nobody would tell
             # watchers what the first one did. So they look for themselves.
             self.watchers.doubt()
-            raise
+        if outcome is None:
+            return
         for change in outcome.changes:
             self.watchers.tell(change.task, change.chunks)
         self._tell_models({c.task.model: None for c in outcome.changes if _is_queued(c)})
         for change in outcome.changes:
             if (lease := change.ended_lease) is not None and lease.runner is not None:
                 self._tell_lease_ended(lease.id, lease.fence, lease.runner)
-        return outcome.value
 
     # -- telling; through the loop, so that a listener's error is the loop's to report
 
@@ -149,11 +143,3 @@ def _news(changes: tuple[Change, ...]) -> News:
         tuple(dict.fromkeys(change.task.model for change in changes if _is_queued(change))),
         tuple((lease.id, lease.fence, lease.runner or "") for lease in leases),
     )
-
-
-def _take_note(commit: asyncio.Future[Any]) -> None:
-    """A refusal whose caller has gone concerns nobody; a bug is still the loop's to report."""
-    error = None if commit.cancelled() else commit.exception()
-    if error is not None and not isinstance(error, PlaitError):
-        context = {"message": "a command failed whose caller has gone", "exception": error}
-        commit.get_loop().call_exception_handler(context)

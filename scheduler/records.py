@@ -21,11 +21,12 @@ def changed(record: R, **changes: Any) -> R:
     Raises:
         TypeError: it has no such field.
     """
-    kind = type(record)
+    kind: Any = type(record)
     names, values_of = _shape(kind)
     values = dict(zip(names, values_of(record), strict=True))
     values.update(changes)
-    return kind(**values)
+    result: R = kind(**values)
+    return result
 
 
 @functools.cache

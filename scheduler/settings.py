@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from scheduler import plugins, policies
 from scheduler.errors import StartupError
 
 PREFIX = "PLAIT_"
@@ -60,6 +61,10 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         5, ge=1, description="Attempts a task may lose to faults of machines before it fails."
     )
+    policy: str = Field(
+        "virtual_time",
+        description="How tenants share a model: a file in scheduler/policies.",
+    )
     reconcile_s: float = Field(
         2.0, gt=0, description="Seconds between two looks of the sidecar at what should run."
     )
@@ -80,6 +85,13 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("policy")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in (known := plugins.names(policies)):
+            raise ValueError(f"there is no such policy; there are: {', '.join(known)}")
         return value
 
     @property

@@ -191,11 +191,17 @@ class TaskBook:
             lambda tx: moves.append(tx, self.rules, task_id, fence, chunks, now)
         )
 
-    async def succeed(self, task_id: str, fence: int, result: Mapping[str, Any]) -> Task:
-        """Idempotent for the same fence."""
+    async def succeed(
+        self,
+        task_id: str,
+        fence: int,
+        result: Mapping[str, Any],
+        chunks: Sequence[JournalChunk] = (),
+    ) -> Task:
+        """Idempotent for the same fence. ``chunks`` are appended with it, both or neither."""
         now, stored = self.ledger.clock.now(), json.loads(json.dumps(result))
         return await self.ledger.run(
-            lambda tx: moves.succeed(tx, self.rules, task_id, fence, stored, now)
+            lambda tx: moves.succeed(tx, self.rules, task_id, fence, stored, now, chunks)
         )
 
     async def fail(self, task_id: str, fence: int, error: TaskError) -> Task:

@@ -117,14 +117,28 @@ def append(
 
 
 def succeed(
-    tx: Transaction, rules: Rules, task_id: str, fence: int, result: Mapping[str, Any], now: float
+    tx: Transaction,
+    rules: Rules,
+    task_id: str,
+    fence: int,
+    result: Mapping[str, Any],
+    now: float,
+    chunks: Sequence[JournalChunk] = (),
 ) -> Outcome[Task]:
-    """Record the answer."""
+    """Record the answer, and what of the output is not in the journal yet.
+
+    Raises:
+        StaleLease: the lease has ended otherwise.
+        ValueError: a chunk is missing before one of these.
+    """
     task = owned(tx, task_id)
     if _has_ended(tx, task, fence, "succeeded"):
         return Outcome(task)
-    used = finished_cost(_held(task, fence))
-    return settle(tx, rules, task, TaskState.SUCCEEDED, used, now, result=result)
+    written = append(tx, rules, task_id, fence, chunks, now).changes
+    task = _held(owned(tx, task_id), fence)
+    used = finished_cost(task)
+    ended = settle(tx, rules, task, TaskState.SUCCEEDED, used, now, result=result)
+    return Outcome(ended.value, (*written, *ended.changes))
 
 
 def fail(

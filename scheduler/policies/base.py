@@ -7,16 +7,34 @@ floating point, so that a restart and another control plane decide alike.
 
 A policy is a class named ``Policy`` in a file of this folder, and the file's name is what the
 setting ``policy`` calls it. The executable form of this contract is
-``tests/contracts/test_policy_contract.py``; what each promises beyond it, its bound, is
+``tests/contracts/test_policy_contract.py``; that the bound which each states holds is shown by
 ``tests/properties/test_fair_sharing.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from scheduler.flow import Band, Flow
 from scheduler.stores.base import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the bound of a policy depends on, in weighted tokens; never how fast anything is, how
+    many tasks there are, or how long it goes on."""
+
+    #: E, the largest charge at a claim.
+    charge: float
+    #: D+ and D-, the most that an attempt used beyond its charge, and the most it gave back.
+    excess: float
+    refund: float
+    #: K, the most tasks of one flow in flight at once.
+    num_in_flight: int
+    #: Weight of every flow, in thousandths.
+    weights_permille: Mapping[str, int]
 
 
 class Policy(Protocol):
@@ -47,4 +65,13 @@ class Policy(Protocol):
 
     def leave(self, flow: Flow, band: Band) -> Band:
         """The band after the last flow that took part has left it."""
+        ...
+
+    def bound(self, load: Load) -> dict[str, float] | None:
+        """How unfair it can be: while two flows of a band both take part, what they are charged,
+        divided by their weights, drifts apart by no more than the sum of their two bounds.
+
+        Returns:
+            The bound of each flow of ``load``, in weighted tokens at weight 1; None: it has none.
+        """
         ...

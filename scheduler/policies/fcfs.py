@@ -1,7 +1,9 @@
 """First come, first served: the flow whose head was accepted first goes next.
 
-It shares nothing: a tenant that floods the queue is served first for as long as its flood lasts. It
-is here to compare the others with, and for a service that has one tenant.
+It shares nothing: a tenant that floods the queue is served first for as long as its flood lasts. So
+it has no bound: however much is allowed, a flood that is larger keeps another flow, which takes
+part all the while, waiting for longer. Nobody waits for ever: what is accepted later goes later.
+It is here to compare the others with, and for a service that has one tenant.
 
 The moment its head was accepted, in microseconds, is kept as a flow's virtual time.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 from scheduler.flow import Band, Flow
 from scheduler.policies import base
+from scheduler.policies.base import Load
 from scheduler.records import changed
 from scheduler.stores.base import Transaction
 
@@ -36,3 +39,6 @@ class Policy(base.Policy):
 
     def leave(self, flow: Flow, band: Band) -> Band:
         return band
+
+    def bound(self, load: Load) -> dict[str, float] | None:
+        return None

@@ -7,6 +7,24 @@ once, so that a burst cannot slip through before its cost is known, and settled 
 cost at the end. It is VTC (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024)
 with weights, estimates and refunds.
 
+Its bound (phi: weight, E: largest charge, D+ and D-: most that an attempt used beyond its charge or
+gave back, K: tasks in flight of a flow). For flows f and g that take part at the same moment,
+
+    v_f - v_g  <=  B_f  =  (E + K D+) / phi_f  +  sum over all flows h of K D- / phi_h
+
+When f was served last it had the least virtual time; since then it has grown by that charge and by
+what its tasks in flight used beyond theirs. The others' has fallen only by refunds of what was in
+flight then, since what was charged later gives back no more than that; and whoever joins is lifted
+to the least there is, which the sum covers. Before f is first served the lift says the same. So
+over any time in which both take part
+
+    |S_f / phi_f - S_g / phi_g|  <=  B_f + B_g
+
+for the service S they are charged, and K times the largest cost more for what is really done of it.
+Nothing is assumed of the number, speed or failures of servers, and nothing grows with time but
+rounding: a thousandth of a token for each charge. With exact costs it is E / phi_f + E / phi_g, the
+bound of start-time fair queueing; charging the prompt first, it is VTC's.
+
 It does not know tasks or the time.
 """
 
@@ -14,6 +32,7 @@ from __future__ import annotations
 
 from scheduler.flow import Band, Flow
 from scheduler.policies import base
+from scheduler.policies.base import Load
 from scheduler.records import changed
 from scheduler.stores.base import Transaction
 
@@ -46,3 +65,9 @@ class Policy(base.Policy):
 
     def leave(self, flow: Flow, band: Band) -> Band:
         return changed(band, virtual_floor=max(band.virtual_floor, flow.virtual_time))
+
+    def bound(self, load: Load) -> dict[str, float] | None:
+        phi = {name: weight / 1000 for name, weight in load.weights_permille.items()}
+        refunds = sum(load.num_in_flight * load.refund / each for each in phi.values())
+        most = load.charge + load.num_in_flight * load.excess
+        return {name: most / each + refunds for name, each in phi.items()}

@@ -254,10 +254,16 @@ class Store(Protocol):
     #: Whether other processes may write to it, who are told of changes and tell of theirs.
     is_shared: bool
 
-    async def run(self, command: Callable[[Transaction], T]) -> T:
+    async def run(
+        self,
+        command: Callable[[Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None = None,
+    ) -> T:
         """Run a command as one transaction; its effect is on disk when this returns.
 
-        An error the command raises is raised here, and the command has had no effect.
+        An error the command raises is raised here, and the command has had no effect. ``then`` is
+        given the value or the error first, in the event loop and in the order of commits, also
+        when the caller was cancelled meanwhile; it must not raise.
 
         Raises:
             StoreUnavailable: the store refused, and whether it wrote is unknown. A caller that is

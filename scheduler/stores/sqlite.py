@@ -86,8 +86,12 @@ class Store(base.Store):
         self._write_transaction = Transaction(Database(self._writer))
         self._read_transaction = Transaction(Database(self._reader))
 
-    async def run(self, command: Callable[[base.Transaction], T]) -> T:
-        return cast(T, await self._writing.call(command))
+    async def run(
+        self,
+        command: Callable[[base.Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None = None,
+    ) -> T:
+        return cast(T, await self._writing.call(command, then))
 
     async def read(self, query: Callable[[base.Transaction], T]) -> T:
         return cast(T, await self._reading.call(query))

@@ -50,12 +50,12 @@ def rules(*, max_attempts: int = 5, lease_ttl_s: float = 10.0) -> Rules:
 def memory_transaction() -> Iterator[Transaction]:
     """A transaction on an empty database in memory, for commands run one after the other."""
     with closing(sqlite3.connect(sqlite.MEMORY, isolation_level=None)) as connection:
-        connection.deserialize(_empty_database())
+        connection.deserialize(empty_database())
         yield SqlTransaction(sqlite.Database(connection))
 
 
 @functools.cache
-def _empty_database() -> bytes:
+def empty_database() -> bytes:
     """Its schema takes a while to make."""
     with closing(sqlite.connect(sqlite.MEMORY)) as connection:
         return connection.serialize()

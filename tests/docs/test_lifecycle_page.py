@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.moves import _OUTCOMES
+from scheduler.moves.base import _OUTCOMES
 from scheduler.task import TaskState
 from tests.docs.lifecycle_block import block, generated_part
 from tests.docs.pages import names, rows, section, text_of

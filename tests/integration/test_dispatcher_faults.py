@@ -92,7 +92,7 @@ async def test_a_task_nobody_announced_does_not_wait_for_ever(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = await control.welcomed()
-    monkeypatch.setattr(control.book, "_queued_listeners", [])
+    monkeypatch.setattr(control.book.ledger, "_queued", [])
 
     task = await control.submit()
 
