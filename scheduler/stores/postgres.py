@@ -54,8 +54,12 @@ class Store(base.Store):
     def num_commits(self) -> int:
         return self._writer.num_commits
 
-    async def run(self, command: Callable[[base.Transaction], T]) -> T:
-        return cast(T, await self._writing.call(command))
+    async def run(
+        self,
+        command: Callable[[base.Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None = None,
+    ) -> T:
+        return cast(T, await self._writing.call(command, then))
 
     async def read(self, query: Callable[[base.Transaction], T]) -> T:
         return cast(T, await self._reading.call(query))
