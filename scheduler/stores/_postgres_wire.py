@@ -241,8 +241,8 @@ class Database:
 class ReadOnly(Database):
     """A wire for queries."""
 
-    def write(self, statement: str, *values: Any) -> None:
+    def write(self, *_: Any) -> None:
         raise StoreUnavailable("the store refused: a query is readonly")
 
-    def count(self, statement: str, *values: Any) -> int:
+    def count(self, *_: Any) -> int:
         raise StoreUnavailable("the store refused: a query is readonly")

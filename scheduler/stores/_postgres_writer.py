@@ -20,7 +20,6 @@ from typing import Final
 
 import psycopg
 
-from scheduler.clock import Clock
 from scheduler.errors import StoreUnavailable
 from scheduler.stores._postgres_link import Link
 from scheduler.stores._postgres_news import CHANNEL, encode, merged
@@ -166,7 +165,7 @@ def _run_swiftly(session: _Session, entry: Entry) -> None:
         entry.value = entry.function(session.transaction)
     except psycopg.Error:
         raise
-    except BaseException as error:  # noqa: BLE001  (it is the caller's, and raised there)
+    except BaseException as error:
         if session.database.num_writes != num_writes:
             raise _Disturbed from error
         session.undo_command(num_news)
