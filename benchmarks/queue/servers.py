@@ -76,7 +76,7 @@ def postgres(folder: Path) -> Iterator[str]:
     with running(command, log, stop=signal.SIGINT, **given):
         wait_listening(port)
         # It listens a moment before it lets anybody in.
-        ask = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+        ask: list[str | Path] = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
         wait_until("PostgreSQL to be ready", lambda: subprocess.call(ask) == 0)
         yield f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
 
