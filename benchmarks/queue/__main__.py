@@ -7,6 +7,8 @@
 Parts: (a) accepted and drained tasks a second, and latency; (b) tasks whose worker is killed;
 (c) how the time of a claim grows. Run it on a machine that does nothing else. The peers on Redis
 need Debian's redis-server; what is missing is told and left out.
+
+This folder has no __init__.py: it would hide the standard library's queue from scripts beside it.
 """
 
 from __future__ import annotations

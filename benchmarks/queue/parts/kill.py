@@ -1,7 +1,8 @@
 """(b) What comes back of tasks whose worker is killed.
 
 Eight tasks of three seconds begin; a second later their worker gets ``kill -9`` and is started
-again. Whatever else the contender needs goes on. All contenders wait at the same time: they sleep.
+again. Whatever else the contender needs goes on. A further task shows that the new worker works.
+All contenders wait at the same time: they sleep.
 """
 
 from __future__ import annotations
@@ -67,13 +68,11 @@ def run(bench: Bench) -> None:
 
 def _recover(bench: Bench, entry: Entry) -> Recovery:
     tasks = [Job(NUM_TASKS + number, SECONDS) for number in range(NUM_TASKS)]
-    indices = [job.index for job in tasks]
-    with Session(entry, bench.cache / "kill", 2 * NUM_TASKS) as session:
+    indices, last = [job.index for job in tasks], 2 * NUM_TASKS
+    with Session(entry, bench.cache / "kill", last + 1) as session:
         ledger = session.ledger
         session.start_work()
-        session.submit([Job(number) for number in range(NUM_TASKS)], _WITHIN_S)
-        if not wait_until(lambda: ledger.num_done(range(NUM_TASKS)) == NUM_TASKS, _WITHIN_S):
-            raise TimeoutError("its worker does nothing")
+        _check_works(session, range(NUM_TASKS))
         session.submit(tasks, _WITHIN_S)
         if not wait_until(lambda: all(row.begun_at for row in ledger.rows(indices)), _WITHIN_S):
             raise TimeoutError("its worker did not begin all tasks")
@@ -81,6 +80,7 @@ def _recover(bench: Bench, entry: Entry) -> Recovery:
         killed_at = time.monotonic()
         session.kill_worker()
         session.start_work()
+        _check_works(session, range(last, last + 1))
         left_s = killed_at + bench.sizes.recovery_s - time.monotonic()
         wait_until(lambda: ledger.num_done(indices) == NUM_TASKS, left_s)
         rows = ledger.rows(indices)
@@ -89,3 +89,10 @@ def _recover(bench: Bench, entry: Entry) -> Recovery:
         num_done_within(rows, killed_at, bench.sizes.recovery_s),
         sum(row.num_runs > 1 for row in rows),
     )
+
+
+def _check_works(session: Session, indices: range) -> None:
+    """Have tasks done that end at once; TimeoutError when they are not."""
+    session.submit([Job(index) for index in indices], _WITHIN_S)
+    if not wait_until(lambda: session.ledger.num_done(indices) == len(indices), _WITHIN_S):
+        raise TimeoutError("its worker does nothing")
