@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.engine.figures import percentile
+from benchmarks.engine.figures import NOISE_TOLERANCE, percentile
 from benchmarks.queue.ledger import Row
 
 #: The step of size that growth is told for.
@@ -22,6 +22,12 @@ class Latency:
     p99_s: float
     #: Tasks that never began.
     num_missing: int
+
+
+def quiet(noise_ratios: Sequence[float]) -> list[int]:
+    """Which repetitions count: those about as quiet as the quietest."""
+    limit = min(noise_ratios, default=0.0) + NOISE_TOLERANCE
+    return [index for index, ratio in enumerate(noise_ratios) if ratio <= limit]
 
 
 def drain_rate(rows: Sequence[Row]) -> float:

@@ -13,6 +13,10 @@ def row(begun: float | None = None, done: float | None = None, submitted: float 
     return Row(submitted, begun, done, int(begun is not None))
 
 
+def test_only_repetitions_about_as_quiet_as_the_quietest_count() -> None:
+    assert figures.quiet([0.5, 0.011, 0.0, 0.03]) == [1, 2]
+
+
 def test_draining_is_counted_from_the_first_beginning_to_the_last() -> None:
     assert figures.drain_rate([row(12.0), row(10.0), row(11.0)]) == 1.0
 

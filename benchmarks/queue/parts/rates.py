@@ -2,7 +2,8 @@
 
 In each round every contender starts with an empty store. Tasks are submitted one by one, then as
 many together; then a worker is started and the whole backlog is drained, from the first beginning
-to the last. Afterwards tasks come at a steady pace and find the worker idle.
+to the last. Afterwards tasks come at a steady pace and find the worker idle. Of the rounds the
+quietest count; the range is that of all.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.noise import NoiseMeter
+from benchmarks.noise import QUIET_RATIO, NoiseMeter
 from benchmarks.queue import roster
 from benchmarks.queue.bench import FAILURES, Bench, wait_until
 from benchmarks.queue.contenders.base import RATES, Job
-from benchmarks.queue.figures import Latency, best, drain_rate, latency
+from benchmarks.queue.figures import Latency, best, drain_rate, latency, quiet
 from benchmarks.queue.roster import Entry
 from benchmarks.queue.session import Session
 from benchmarks.report import Figure, percent
@@ -118,11 +119,15 @@ def _tell(bench: Bench, entries: Sequence[Entry], samples: Mapping[str, list[Sam
     each = bench.sizes.num_each
     title = f"(a) {each} tasks one by one and {each} together, drained; then {1 / PACE_S:.0f}/s"
     bench.report.table(title, COLUMNS, rows)
+    noisiest = max((s.noise_ratio for e in entries for s in _counted(samples[e.key])), default=0.0)
+    if noisiest > QUIET_RATIO:
+        message = f"others took up to {percent(noisiest)} of the machine: compare with care"
+        bench.report.note(message)
     for entry in entries:
         if missing := max(sample.num_missing for sample in samples[entry.key]):
             bench.report.note(f"{entry.label}: {missing} tasks not drained in {_WITHIN_S:.0f} s")
     usual = [entry for entry in entries if entry.slots == roster.SLOTS]
-    drained = {entry.name: _drained(samples[entry.key]) for entry in usual}
+    drained = {entry.name: _drained(_counted(samples[entry.key])) for entry in usual}
     durable = {
         entry.name: drained[entry.name]
         for entry in usual
@@ -138,7 +143,7 @@ def _tell(bench: Bench, entries: Sequence[Entry], samples: Mapping[str, list[Sam
 
 
 def _row(entry: Entry, samples: Sequence[Sample]) -> list[object]:
-    rates = [sample.drained for sample in samples]
+    rates, samples = [sample.drained for sample in samples], _counted(samples)
     waits = [sample.latency for sample in samples if sample.latency is not None]
     p50, p99 = "-", "-"
     if waits:
@@ -155,6 +160,10 @@ def _row(entry: Entry, samples: Sequence[Sample]) -> list[object]:
         p99,
         percent(max(sample.noise_ratio for sample in samples)),
     ]
+
+
+def _counted(samples: Sequence[Sample]) -> list[Sample]:
+    return [samples[index] for index in quiet([sample.noise_ratio for sample in samples])]
 
 
 def _drained(samples: Sequence[Sample]) -> float:
