@@ -11,7 +11,7 @@ ARGS    ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev run test check unit integration acceptance format lint types layers proto \
-        packaging bench-engine ci clean
+        packaging bench-engine bench-queue ci clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +83,9 @@ proto: $(DEV)  ## generate scheduler/rpc from its .proto files
 
 bench-engine: $(BENCH)  ## the engine against its limits and other ways; ARGS=--quick, --gpu
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-queue: $(BENCH)  ## the task queue beside others, on the same task; ARGS=--quick
+	$(BIN)/python -m benchmarks.queue $(ARGS)
 
 clean:  ## remove the environment, built archives and state
 	rm -rf $(VENV) .plait .bench build dist *.egg-info archives/*__r*

@@ -51,20 +51,36 @@ class FairQueue:
     def head(self, tx: Transaction, model: str, most_leased: int | None = None) -> Task | None:
         """The queued task that goes next; it stays queued.
 
-        ``most_leased``: flows with as many in flight are passed over; what is left is kept for
-        those that come.
+        ``most_leased``: a flow with as many in flight is overtaken by one that has fewer, as far as
+        is fair; if it waits alone, what is left is kept for those that come, and nothing goes.
         """
         active = [band for band in tx.bands(model) if band.num_active > 0]
-        for band in sorted(active, key=_turn) if most_leased is not None else _least(active):
-            flow = self._policy.next(tx, band)
-            assert flow is not None, f"{band} counts flows that do not take part"
-            if most_leased is not None and flow.num_leased >= most_leased:
-                flow = tx.next_flow(model, band.priority_class, most_leased)
-            if flow is not None:
-                task = tx.head(model, flow.priority_class, flow.tenant)
-                assert task is not None, f"{flow} counts tasks that are not queued"
-                return task
-        return None
+        if not active:
+            return None
+        band = min(active, key=_turn)
+        front = self._policy.next(tx, band)
+        assert front is not None, f"{band} counts flows that do not take part"
+        if most_leased is None or front.num_leased < most_leased:
+            return _head(tx, front)
+        for other in sorted(active, key=_turn):
+            flow = tx.next_flow(model, other.priority_class, most_leased)
+            if flow is not None and self._may_overtake(tx, (band, front), (other, flow)):
+                return _head(tx, flow)
+        # Nobody may: then it is its turn, unless it keeps nobody waiting but those who come.
+        is_alone = sum(each.num_active for each in active) == 1
+        return None if is_alone else _head(tx, front)
+
+    def _may_overtake(
+        self, tx: Transaction, front: tuple[Band, Flow], other: tuple[Band, Flow]
+    ) -> bool:
+        """Whether a flow may go before the one whose turn it is: by one task, or the shares of the
+        two would come apart without end."""
+        (band, flow), (other_band, other_flow) = front, other
+        if band.priority_class == other_band.priority_class:
+            return self._policy.may_overtake(tx, flow, other_flow)
+        cost = waiting_cost(_head(tx, other_flow))
+        price = _class_price(cost, tx.class_weight(other_band.priority_class))
+        return other_band.virtual_time <= band.virtual_time + price
 
     def outlook(self, tx: Transaction, task: Task) -> Outlook:
         """What goes before a task that waits, or before one that would wait now.
@@ -240,9 +256,10 @@ class FairQueue:
             tx.put_virtual_floor(band.model, floor)
 
 
-def _least(bands: list[Band]) -> list[Band]:
-    """The band whose turn it is, if there is one."""
-    return [min(bands, key=_turn)] if bands else []
+def _head(tx: Transaction, flow: Flow) -> Task:
+    task = tx.head(flow.model, flow.priority_class, flow.tenant)
+    assert task is not None, f"{flow} counts tasks that are not queued"
+    return task
 
 
 def _turn(band: Band) -> tuple[int, str]:

@@ -291,12 +291,18 @@ class TaskBook:
                 last = max(last, task.num_moves)
                 if is_news:
                     yield TaskEvent("state", cursor, task=task)
+                if chunks and chunks[0].seq > cursor:
+                    # What came before was written by another control plane, whose word of it is
+                    # still under way.
+                    chunks = []
                 for chunk in chunks:
                     cursor = chunk.seq + 1
                     yield TaskEvent("chunk", cursor, chunk=chunk)
                 if task.state.is_final and cursor >= task.num_chunks:
                     yield TaskEvent("end", cursor, task=task)
                     return
+                if cursor < task.num_chunks:
+                    watcher.fall_behind()
         finally:
             self.ledger.watchers.detach(watcher)
 

@@ -3,8 +3,8 @@
     make bench-fairness                          # about six minutes
     make bench-fairness ARGS="--seconds 20"      # does it run?
 
-A light tenant asks for 16 tokens once a second, alone at first; then another asks for 128 tokens ten
-times a second, which is more than the model can do. The same through Plait with its fairness
+A light tenant asks for 16 tokens once a second, alone at first; then another asks for 128 tokens
+ten times a second, which is more than the model can do. The same through Plait with its fairness
 policy, through Plait first come first served, and straight to TorchServe, each started anew with
 the demo model. Run it on a machine that does nothing else.
 """

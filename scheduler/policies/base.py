@@ -36,6 +36,8 @@ class Load:
     num_in_flight: int
     #: Weight of every flow, in thousandths.
     weights_permille: Mapping[str, int]
+    #: Whether flows may be overtaken.
+    has_overtaking: bool = False
 
 
 class Policy(Protocol):
@@ -66,6 +68,11 @@ class Policy(Protocol):
 
     def leave(self, flow: Flow, band: Band) -> Band:
         """The band after the last flow that took part has left it."""
+        ...
+
+    def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
+        """Whether ``flow`` may go before ``front``, which is the next: for the sake of those who
+        come, and no further than by one task."""
         ...
 
     def bound(self, load: Load) -> dict[str, float] | None:

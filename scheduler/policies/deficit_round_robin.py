@@ -77,6 +77,9 @@ class Policy(base.Policy):
     def leave(self, flow: Flow, band: Band) -> Band:
         return band
 
+    def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
+        return _missing(tx, flow) <= 0
+
     def bound(self, load: Load) -> dict[str, float] | None:
         settlement = load.num_in_flight * (load.excess + load.refund)
         return {

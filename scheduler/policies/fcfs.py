@@ -44,6 +44,9 @@ class Policy(base.Policy):
     def leave(self, flow: Flow, band: Band) -> Band:
         return band
 
+    def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
+        return True
+
     def bound(self, load: Load) -> dict[str, float] | None:
         return None
 

@@ -23,7 +23,8 @@ over any time in which both take part
 for the service S they are charged, and K times the largest cost more for what is really done of it.
 Nothing is assumed of the number, speed or failures of servers, and nothing grows with time but
 rounding: a thousandth of a token for each charge. With exact costs it is E / phi_f + E / phi_g, the
-bound of start-time fair queueing; charging the prompt first, it is VTC's.
+bound of start-time fair queueing; charging the prompt first, it is VTC's. Where flows may be
+overtaken (by one that is ahead by no more than its next task costs), E counts twice.
 
 It does not know tasks or the time.
 """
@@ -67,10 +68,18 @@ class Policy(base.Policy):
     def leave(self, flow: Flow, band: Band) -> Band:
         return changed(band, virtual_floor=max(band.virtual_floor, flow.virtual_time))
 
+    def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
+        head = tx.head(flow.model, flow.priority_class, flow.tenant)
+        assert head is not None, f"{flow} counts tasks that are not queued"
+        cost = max(head.estimated_cost - head.settled_cost, 0)
+        price = self.price(cost, tx.tenant(flow.tenant).weight_permille)
+        return flow.virtual_time <= front.virtual_time + price
+
     def bound(self, load: Load) -> dict[str, float] | None:
         phi = {name: weight / 1000 for name, weight in load.weights_permille.items()}
         refunds = sum(load.num_in_flight * load.refund / each for each in phi.values())
-        most = load.charge + load.num_in_flight * load.excess
+        charge = load.charge * (2 if load.has_overtaking else 1)
+        most = charge + load.num_in_flight * load.excess
         return {name: most / each + refunds for name, each in phi.items()}
 
     def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
