@@ -24,9 +24,11 @@ from handlers import model_config
 from handlers.model_config import ModelConfig, ModelConfigError
 from scheduler import plugins, policies, startup
 from scheduler.autoscaler.sidecar import Sidecar
+from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
 from scheduler.errors import StartupError
+from scheduler.explainer import Explainer
 from scheduler.fair_queue import FairQueue
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
@@ -266,6 +268,9 @@ async def _control(
         await pressure.look()
         if settings.require_keys:
             await _check_operator(operations)
+        bulks = BulkBook(book.ledger, book.rules, book.new_id)
+        replicas = {name: config.num_replicas for name, config in configs.items()}
+        explainer = Explainer(book.ledger, book.rules, dispatcher, replicas)
         front = Front(
             book,
             operations,
@@ -273,10 +278,12 @@ async def _control(
             counters,
             dispatcher,
             clock,
+            bulks,
+            explainer,
             pressure=pressure,
             require_keys=settings.require_keys,
         )
-        upkeep = Upkeep(book, clock, retention_s=settings.retention_s)
+        upkeep = Upkeep(book, bulks, clock, retention_s=settings.retention_s)
         await stack.enter_async_context(_grpc(settings, front, dispatcher))
         http = await _listen(
             "http-port",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scheduler import operate_commands, serve_commands, tables
+from scheduler import bulk_commands, operate_commands, serve_commands, tables
 from scheduler.console import (
     ERR,
     TASK_PANEL,
@@ -38,6 +38,7 @@ app = typer.Typer(
 )
 serve_commands.add_to(app)
 operate_commands.add_to(app)
+bulk_commands.add_to(app)
 
 
 ModelOption = Annotated[
@@ -201,6 +202,18 @@ def status(
             show(gateway.tasks(state=state, limit=limit), as_json, tables.task_table)
         else:
             show(gateway.task(task_id), as_json, tables.task_story)
+
+
+@app.command(rich_help_panel=TASK_PANEL)
+def explain(
+    task_id: TaskArgument,
+    as_json: JsonOption = False,
+    tenant: TenantOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Tell why a task waits and until when, or what its attempts were."""
+    with told():
+        show(client(address, None, tenant).explain(task_id), as_json, tables.explanation_story)
 
 
 @app.command(rich_help_panel=TASK_PANEL)

@@ -7,7 +7,9 @@
     │   ├── TaskNotFound              404
     │   ├── KeyNotFound               404
     │   ├── BulkNotFound              404
+    │   ├── BulkClosed                409: the bulk takes no more inputs
     │   ├── IdempotencyConflict       409: the key was used for another request
+    │   ├── InputsDiffer              409: the bulk has another input in this place
     │   ├── InvalidTransition         409: the task's state does not allow this move
     │   ├── NotResumable              409: its output cannot be gone on from
     │   ├── Unauthenticated           401: a key is needed, or the one shown is not valid
@@ -91,6 +93,34 @@ class BulkNotFound(RequestError):
 
     def __init__(self, bulk_id: str) -> None:
         super().__init__(f"there is no bulk {bulk_id!r}", field="bulk_id")
+
+
+class BulkClosed(RequestError):
+    """Inputs came for a bulk that was closed or cancelled."""
+
+    status = 409
+
+    def __init__(self, bulk_id: str, num_inputs: int, *, is_cancelled: bool) -> None:
+        what = "was cancelled" if is_cancelled else "is closed"
+        super().__init__(
+            f"bulk {bulk_id} {what} with {num_inputs} inputs and takes no more; "
+            "begin another under another key",
+            field="bulk_id",
+        )
+        self.bulk_id = bulk_id
+
+
+class InputsDiffer(RequestError):
+    """A bulk was gone on with that is not the one it was begun as."""
+
+    status = 409
+
+    def __init__(self, bulk_id: str, what: str) -> None:
+        super().__init__(
+            f"this is not what bulk {bulk_id} was begun with: {what}; take another key",
+            field="idempotency_key",
+        )
+        self.bulk_id = bulk_id
 
 
 class IdempotencyConflict(RequestError):

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 #: Columns whose values must stay in one piece.
-_MIN_WIDTHS = {"TASK": 26, "REPLICA": 12}
+_MIN_WIDTHS = {"TASK": 26, "BULK": 26, "REPLICA": 12}
 
 
 def _table(*columns: str) -> Table:
@@ -167,6 +167,64 @@ def _engine_row(engine: Any) -> list[str]:
         f"{blocks.get('cached', '-')} cached",
         f"{faults}, {last}" if last else faults,
     ]
+
+
+def bulk_table(listing: Any) -> Table:
+    table = _table("BULK", "NAME", "MODEL", "CLASS", "STATE", "INPUTS", "BEGUN")
+    for bulk in listing["bulks"]:
+        table.add_row(
+            bulk["bulk_id"],
+            bulk["name"] or "-",
+            bulk["model"],
+            bulk["class"],
+            bulk["state"],
+            str(bulk["num_inputs"]),
+            _moment(bulk["created_at"]),
+        )
+    return table
+
+
+def bulk_story(bulk: Any) -> str:
+    """A bulk and how far it is, as lines."""
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(bulk["counts"].items())) or "none"
+    return "\n".join(
+        [
+            f"{bulk['bulk_id']}  {bulk['state']}" + (f"  {bulk['name']}" if bulk["name"] else ""),
+            f"model {bulk['model']}, class {bulk['class']}, tenant {bulk['tenant']}, "
+            f"begun {_moment(bulk['created_at'])}",
+            f"{bulk['num_ended']} of {bulk['num_inputs']} inputs have ended: {counts}",
+        ]
+    )
+
+
+def explanation_story(told: Any) -> str:
+    """Why a task waits and until when, or what its attempts were, as lines."""
+    lines = [f"{told['task_id']}  {told['state']}", told["message"]]
+    if told["position"] is not None:
+        lines.append(f"place {told['position']} among its tenant's tasks")
+    lines += [f"- {shortage['message']}" for shortage in told["short"][1:]]
+    if told["estimated_start_at"] is not None:
+        lines.append(f"starts about {_moment(told['estimated_start_at'])}{_basis(told['basis'])}")
+    elif told["why_unknown"]:
+        lines.append(f"nobody can tell when it starts: {told['why_unknown']}")
+    lines += [
+        f"attempt {a['number']} on {a['replica']} of {a['runner']}: waited {a['waited_s']:.1f} s, "
+        f"{a['outcome']} after {a['duration_s']:.1f} s with {a['num_tokens']} tokens"
+        + (f", {a['reason']}" if a["reason"] else "")
+        for a in told["attempts"]
+    ]
+    lines.append(f"waited {told['waited_s']:.1f} s, worked on {told['worked_s']:.1f} s")
+    return "\n".join(lines)
+
+
+def _basis(basis: Any) -> str:
+    if basis is None or basis["cost_per_s"] is None:
+        return ""
+    more = "at least " if basis["is_at_least"] else ""
+    return (
+        f" ({more}{basis['num_tasks_ahead']} tasks of cost {basis['cost_ahead']} ahead, "
+        f"{basis['cost_per_s']:.0f} a second, measured for {basis['measured_s']:.0f} s)"
+    )
 
 
 def _section(engine: Any, name: str) -> Any:

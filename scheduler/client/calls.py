@@ -60,10 +60,11 @@ class Calls:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | bytes | None = None,
         query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """The answer's JSON.
+        """The answer's JSON. A body of bytes is sent as it is.
 
         Raises:
             ApiError: the request was refused.
@@ -72,13 +73,13 @@ class Calls:
         patience = Patience(self._patience_s, self._tell)
         while True:
             try:
-                return self.call_once(method, path, body, query)
+                return self.call_once(method, path, body, query, headers)
             except BROKEN as error:
                 problem = f"nobody answers at {self._address}"
                 if not patience.pause(problem):
-                    raise Unreachable(f"{problem}: {_reason(error)}") from error
+                    raise Unreachable(f"{problem}: {reason(error)}") from error
             except ApiError as error:
-                if not _passes(error):
+                if not passes(error):
                     raise
                 if not patience.pause(error.message, error.retry_after_s or 0.0):
                     raise
@@ -91,18 +92,25 @@ class Calls:
             return self.call_once(method, path, body)
         except BROKEN as error:
             problem = f"nobody answers at {self._address}"
-            raise Unreachable(f"{problem}: {_reason(error)}") from error
+            raise Unreachable(f"{problem}: {reason(error)}") from error
 
     def call_once(
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | bytes | None = None,
         query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """The same, tried once; what breaks it is raised as it is."""
+        sent: dict[str, Any] = {"data": body} if isinstance(body, bytes) else {"json": body}
         answer = self._session.request(
-            method, self._address + path, json=body, params=query, timeout=TIMEOUT_S
+            method,
+            self._address + path,
+            params=query,
+            headers=headers,
+            timeout=TIMEOUT_S,
+            **sent,
         )
         try:
             document = answer.json()
@@ -113,7 +121,7 @@ class Calls:
             raise ApiError(answer.status_code, "NoJson", message)
         if answer.ok:
             return document
-        raise _refusal(answer, document)
+        raise refusal(answer, document)
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -132,7 +140,8 @@ def part(value: str) -> str:
     return quote(value, safe="")
 
 
-def _refusal(answer: requests.Response, document: Mapping[str, Any]) -> ApiError:
+def refusal(answer: requests.Response, document: Mapping[str, Any]) -> ApiError:
+    """What the gateway refused with."""
     given = answer.headers.get("Retry-After", "")
     return ApiError(
         answer.status_code,
@@ -142,17 +151,18 @@ def _refusal(answer: requests.Response, document: Mapping[str, Any]) -> ApiError
         quota=str(document.get("quota", "")),
         # It may also be a date, from a proxy; we then wait as if it had not been given.
         retry_after_s=float(given) if given.isdecimal() else None,
+        document=document,
     )
 
 
-def _passes(error: ApiError) -> bool:
+def passes(error: ApiError) -> bool:
     """Whether waiting may change the refusal."""
     if error.status == 429:
         return error.retry_after_s is not None
     return error.status == 503 and error.type not in _LASTING
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What the network said, without the layers it came through."""
     cause: BaseException = error
     while cause.__context__ is not None:

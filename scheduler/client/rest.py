@@ -68,6 +68,10 @@ class Rest(Calls):
         """Take a task back; one that has ended stays as it is."""
         return cast(shapes.TaskOutcome, self.call("DELETE", f"/v1/tasks/{part(task_id)}"))
 
+    def explain(self, task_id: str) -> shapes.Explanation:
+        """Why a task waits and until when, or the story of its attempts."""
+        return cast(shapes.Explanation, self.call("GET", f"/v1/tasks/{part(task_id)}/explain"))
+
     def pause(self, task_id: str) -> shapes.TaskOutcome:
         """Make a task wait until it is resumed; it keeps what it has produced."""
         return self._move(task_id, "pause")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from scheduler.client.bulks import Bulks
 from scheduler.client.operating import Operating
 from scheduler.client.problems import TaskUnsuccessful
 from scheduler.client.rest import Rest
@@ -22,7 +23,7 @@ DEFAULT_MODEL = "demo"
 DEFAULT_PATIENCE_S = 60.0
 
 
-class Client(Rest, Operating):
+class Client(Rest, Bulks, Operating):
     """A client of one Plait, for one tenant; usable as a context manager."""
 
     def __init__(

@@ -205,3 +205,98 @@ class CostFactor(TypedDict):
 
 class CostFactorList(TypedDict):
     cost_factors: list[CostFactor]
+
+
+class Shortage(TypedDict):
+    #: "paused", "delayed", "no_replica_desired", "no_replica_ready", "tenant_in_flight",
+    #: "slots_busy", "own_tasks", "other_tenants" or "other_classes".
+    code: str
+    message: str
+
+
+class Ahead(TypedDict):
+    num_tasks: int
+    cost: int
+    num_flows: int
+    is_at_least: bool
+
+
+class AheadByPlace(TypedDict):
+    own: Ahead
+    other_tenants: Ahead
+    classes: dict[str, Ahead]
+
+
+class Basis(TypedDict):
+    num_tasks_ahead: int
+    cost_ahead: int
+    is_at_least: bool
+    num_slots: int
+    num_free: int
+    cost_per_s: float | None
+    measured_s: float
+    was_full: bool
+    used_ratio: float
+
+
+class AttemptStory(TypedDict):
+    number: int
+    runner: str
+    replica: str
+    outcome: str
+    reason: str
+    started_at: float
+    waited_s: float
+    duration_s: float
+    num_tokens: int
+
+
+class Explanation(TypedDict):
+    """Why a task waits and until when, or the story of its attempts."""
+
+    task_id: str
+    state: str
+    message: str
+    short: list[Shortage]
+    position: int | None
+    ahead: AheadByPlace | None
+    estimated_start_at: float | None
+    why_unknown: str
+    basis: Basis | None
+    attempts: list[AttemptStory]
+    waited_s: float
+    worked_s: float
+
+
+class Bulk(_InClass):
+    """A bulk; ``num_ended`` and ``counts`` are there when it was asked for by its id."""
+
+    bulk_id: str
+    #: "open" while inputs may come, then "closed", or "cancelled".
+    state: str
+    tenant: str
+    model: str
+    name: str
+    idempotency_key: str | None
+    num_inputs: int
+    created_at: float
+    closed_at: float | None
+    cancelled_at: float | None
+    num_ended: NotRequired[int]
+    #: Inputs by state.
+    counts: NotRequired[dict[str, int]]
+
+
+class BulkPage(TypedDict):
+    bulks: list[Bulk]
+
+
+class InputOutcome(TypedDict):
+    """What became of one input."""
+
+    index: int
+    #: None: it has been purged.
+    task_id: str | None
+    state: str
+    result: NotRequired[dict[str, Any]]
+    error: NotRequired[Error]

@@ -13,12 +13,13 @@ from typing import Any
 import grpc
 
 from scheduler.errors import InvalidRequest
-from scheduler.gateway import bodies, views
+from scheduler.gateway import bodies, views, waiting
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_inference import InferenceService
 from scheduler.gateway.grpc_status import problems_as_status, tenant_of
 from scheduler.gateway.submission import Options, parse_options, parse_state
 from scheduler.gateway.tasks_api import MAX_PAGE, PAGE
+from scheduler.gateway.waiting import Waits
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from scheduler.rpc.logprobs import to_messages
@@ -91,9 +92,12 @@ class TaskService(TaskServiceServicer):
         async with problems_as_status(context):
             tenant = await tenant_of(context, self._front, request.tenant)
             task = await self._front.book.task(request.task_id, tenant)
-            async with aclosing(self._front.follow(task.id, request.cursor)) as events:
+            async with aclosing(waiting.follow(self._front, task.id, request.cursor)) as events:
                 async for event in events:
-                    if event is not None:
+                    if isinstance(event, Waits):
+                        told = views.to_json(views.explanation(event.explanation))
+                        yield pb.TaskEvent(cursor=event.cursor, explanation_json=told)
+                    elif event is not None:
                         yield _to_message(event, await self._front.ended_attempt(event))
 
 

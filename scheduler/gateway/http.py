@@ -7,15 +7,14 @@ the modules that answer them.
 
 from __future__ import annotations
 
-import math
 import uuid
-from http import HTTPStatus
 
 import structlog
 from aiohttp import web
 
 from scheduler.errors import InvalidRequest
 from scheduler.gateway import (
+    bulks_api,
     classes_api,
     keys_api,
     operations_api,
@@ -33,13 +32,22 @@ from scheduler.gateway.http_request import (
     TASK_ID,
     Handler,
     identify,
+    problem_headers,
 )
 from scheduler.gateway.problems import Problem, describe, http_problem
 
 log = structlog.get_logger(__name__)
 
 #: Where the paths and their handlers are.
-MODULES = (predictions, tasks_api, operations_api, tenants_api, keys_api, classes_api)
+MODULES = (
+    predictions,
+    tasks_api,
+    bulks_api,
+    operations_api,
+    tenants_api,
+    keys_api,
+    classes_api,
+)
 MAX_REQUEST_ID_CHARS = 200
 #: Seconds that requests still have once the server closes; their streams end by themselves.
 SHUTDOWN_S = 5.0
@@ -98,11 +106,7 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def to_response(problem: Problem) -> web.Response:
     """A problem as an HTTP answer."""
-    headers = {}
-    if problem.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
-    if problem.code == HTTPStatus.UNAUTHORIZED:
-        headers["WWW-Authenticate"] = "Bearer"
+    headers = problem_headers(problem)
     return web.json_response(problem.to_document(), status=problem.code, headers=headers)
 
 

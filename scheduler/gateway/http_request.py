@@ -7,8 +7,10 @@ field or query parameter.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
@@ -17,6 +19,7 @@ from scheduler.errors import InvalidRequest
 from scheduler.gateway.bodies import is_json, json_object
 from scheduler.gateway.front import Front
 from scheduler.gateway.keyring import Caller
+from scheduler.gateway.problems import Problem
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -107,3 +110,13 @@ def parse_flag(given: str | None, field: str) -> bool | None:
     if given.lower() not in ("true", "false"):
         raise InvalidRequest(f"{field}: must be true or false, not {given!r:.40}", field=field)
     return given.lower() == "true"
+
+
+def problem_headers(problem: Problem) -> dict[str, str]:
+    """The headers of an answer that tells a problem."""
+    headers = {}
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(problem.retry_after_s)))
+    if problem.code == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers

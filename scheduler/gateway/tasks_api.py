@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from scheduler.errors import InvalidRequest, Unavailable
-from scheduler.gateway import views
+from scheduler.gateway import views, waiting
 from scheduler.gateway.front import Front
 from scheduler.gateway.http_request import (
     CALLER,
@@ -27,6 +27,7 @@ from scheduler.gateway.http_request import (
     tenant_of,
 )
 from scheduler.gateway.submission import parse_key, parse_options, parse_state
+from scheduler.gateway.waiting import Waits
 from scheduler.task import Task, TaskEvent
 
 SUBMIT_FIELDS = ("model", "input", "class", "priority", "deadline_s", "idempotency_key")
@@ -114,6 +115,13 @@ def _moved(task: Task) -> web.Response:
     return web.json_response(views.outcome(task))
 
 
+async def explain(request: web.Request) -> web.Response:
+    """Why a task waits and until when, or the story of its attempts."""
+    found = await _find(request)
+    explanation = await request.app[FRONT].explainer.explain(found.id)
+    return web.json_response(views.explanation(explanation))
+
+
 async def events(request: web.Request) -> web.StreamResponse:
     """A task's events from a cursor on, as server-sent events."""
     front, found = request.app[FRONT], await _find(request)
@@ -121,7 +129,7 @@ async def events(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
     response.content_type, response.charset = "text/event-stream", "utf-8"
     try:
-        async with aclosing(front.follow(found.id, cursor, HEARTBEAT_S)) as following:
+        async with aclosing(waiting.follow(front, found.id, cursor, HEARTBEAT_S)) as following:
             async for event in following:
                 if not response.prepared:
                     await response.prepare(request)
@@ -137,9 +145,12 @@ async def events(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _frame(front: Front, event: TaskEvent | None) -> bytes:
+async def _frame(front: Front, event: TaskEvent | Waits | None) -> bytes:
     if event is None:
         return b": alive\n\n"
+    if isinstance(event, Waits):
+        document = views.explanation(event.explanation)
+        return views.server_sent_frame(document, kind="explain", cursor=event.cursor)
     return views.server_sent(event, await front.ended_attempt(event))
 
 
@@ -181,5 +192,6 @@ ROUTES = [
     web.post("/v1/tasks/{task_id}/pause", pause),
     web.post("/v1/tasks/{task_id}/resume", resume),
     web.post("/v1/tasks/{task_id}/requeue", requeue),
+    web.get("/v1/tasks/{task_id}/explain", explain, allow_head=False),
     web.get("/v1/tasks/{task_id}/events", events, allow_head=False),
 ]

@@ -14,10 +14,13 @@ from typing import Any
 
 from handlers.model_config import ModelConfig
 from handlers.wire import logprob_document
+from scheduler.bulk import Bulk
+from scheduler.bulk_book import InputOutcome, Progress
 from scheduler.cluster_view import NodeView
+from scheduler.explanation import Explanation
 from scheduler.keys import Key
 from scheduler.operations import TenantView
-from scheduler.task import Attempt, JournalChunk, Task, TaskEvent
+from scheduler.task import Attempt, JournalChunk, Task, TaskEvent, TaskState
 
 #: Fields of a task that a client sees as they are.
 SUMMARY_FIELDS = (
@@ -214,3 +217,42 @@ def node(given: NodeView) -> dict[str, Any]:
 def to_json(document: Mapping[str, Any]) -> str:
     """JSON on one line."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def bulk(given: Bulk) -> dict[str, Any]:
+    """A bulk without its progress."""
+    is_cancelled = given.cancelled_at is not None
+    state = "cancelled" if is_cancelled else "open" if given.closed_at is None else "closed"
+    fields = asdict(given)
+    fields["class"] = fields.pop("priority_class")
+    return {"bulk_id": fields.pop("id"), "state": state, **fields}
+
+
+def progress(given: Progress) -> dict[str, Any]:
+    """A bulk with its inputs counted."""
+    counts = {state.value: count for state, count in given.counts.items()}
+    return {**bulk(given.bulk), "num_ended": given.num_ended, "counts": counts}
+
+
+def input_outcome(given: InputOutcome, kind: str) -> dict[str, Any]:
+    """What became of one input; one whose task was purged has no more than its place."""
+    task = given.task
+    if task is None:
+        return {"index": given.index, "task_id": None, "state": "purged"}
+    document: dict[str, Any] = {"index": given.index, "task_id": task.id, "state": task.state.value}
+    if task.state is TaskState.SUCCEEDED:
+        whole = answer(task, given.chunks, kind)
+        document["result"] = {n: v for n, v in whole.items() if n not in ("task_id", "model")}
+    if task.error is not None:
+        document["error"] = asdict(task.error)
+    return document
+
+
+def explanation(given: Explanation) -> dict[str, Any]:
+    """Why a task waits and until when, or the story of its attempts."""
+    document = asdict(given)
+    outlook = document.pop("outlook")
+    document["ahead"] = outlook and {
+        "own": outlook["flow"], "other_tenants": outlook["others"], "classes": outlook["classes"],
+    }  # fmt: skip
+    return document

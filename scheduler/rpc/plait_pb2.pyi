@@ -304,14 +304,16 @@ class WatchRequest(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., tenant: _Optional[str] = ..., cursor: _Optional[int] = ...) -> None: ...
 
 class TaskEvent(_message.Message):
-    __slots__ = ("cursor", "chunk", "task_json")
+    __slots__ = ("cursor", "chunk", "task_json", "explanation_json")
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     TASK_JSON_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_JSON_FIELD_NUMBER: _ClassVar[int]
     cursor: int
     chunk: OutputChunk
     task_json: str
-    def __init__(self, cursor: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., task_json: _Optional[str] = ...) -> None: ...
+    explanation_json: str
+    def __init__(self, cursor: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., task_json: _Optional[str] = ..., explanation_json: _Optional[str] = ...) -> None: ...
 
 class OutputChunk(_message.Message):
     __slots__ = ("token_ids", "text", "index", "logprobs")

@@ -19,9 +19,11 @@ from aiohttp import web
 
 from handlers.model_config import ModelConfig, Source
 from handlers.wire import TokenLogprob
+from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
 from scheduler.cluster_view import NodeView, ReplicaView
 from scheduler.errors import StaleLease
+from scheduler.explainer import Explainer
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
@@ -212,6 +214,7 @@ class GatewaySystem:
             min_free_disk_bytes=1000,
         )
         await self.pressure.look()
+        replicas = {name: config.num_replicas for name, config in MODELS.items()}
         self.front = Front(
             self.book,
             self.operations,
@@ -219,6 +222,8 @@ class GatewaySystem:
             open_counters(MODELS),
             self.cluster,
             clock,
+            BulkBook(self.book.ledger, self.book.rules, self.book.new_id),
+            Explainer(self.book.ledger, self.book.rules, self.cluster, replicas),
             pressure=self.pressure,
             require_keys=self.require_keys,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from scheduler.bulk_book import BulkBook
 from scheduler.clock import ManualClock
 from scheduler.errors import StoreUnavailable
 from scheduler.stores.sqlite import MEMORY, Store
@@ -22,7 +23,7 @@ async def test_a_task_is_removed_when_its_retention_is_over() -> None:
     store, clock = Store(MEMORY), ManualClock()
     book = TaskBook(store, clock, lease_ttl_s=10)
     await ended(book, 1)
-    upkeep = Upkeep(book, clock, retention_s=100)
+    upkeep = Upkeep(book, BulkBook(book.ledger, book.rules, book.new_id), clock, retention_s=100)
 
     clock.advance(100)
     early = await upkeep.purge()
@@ -39,7 +40,12 @@ async def test_without_a_retention_everything_is_kept() -> None:
     await ended(book, 1)
     clock.advance(1e9)
 
-    assert await Upkeep(book, clock, retention_s=0).purge() == 0
+    assert (
+        await Upkeep(
+            book, BulkBook(book.ledger, book.rules, book.new_id), clock, retention_s=0
+        ).purge()
+        == 0
+    )
     assert len(await book.tasks()) == 1
     await store.close()
 
@@ -62,7 +68,7 @@ async def test_a_store_that_refuses_is_tried_again_later(monkeypatch: pytest.Mon
     book = TaskBook(store, clock, lease_ttl_s=10)
     await ended(book, 1)
     clock.advance(10)
-    upkeep = Upkeep(book, clock, retention_s=1)
+    upkeep = Upkeep(book, BulkBook(book.ledger, book.rules, book.new_id), clock, retention_s=1)
 
     async def refuse(before: float) -> int:
         raise StoreUnavailable("full")
