@@ -120,7 +120,11 @@ class FairQueue:
     def enqueue(self, tx: Transaction, task: Task) -> None:
         """Count a task that became queued into its flow; the task is in the store."""
         flow = self._flow(tx, task)
-        self._put(tx, flow, _with_queued(flow, task, 1), is_new_head=True)
+        after = _with_queued(flow, task, 1)
+        if not flow.num_queued:
+            # It may be new, and its tenant held since before.
+            after = changed(after, is_held=_is_at_limit(tx, task.tenant))
+        self._put(tx, flow, after, is_new_head=True)
 
     def withdraw(self, tx: Transaction, task: Task) -> None:
         """Count a task that leaves the queue unserved out of its flow; it is gone from the
@@ -198,12 +202,10 @@ class FairQueue:
 
     def regulate(self, tx: Transaction, tenant: str, *, has_new_limit: bool = False) -> None:
         """Hold the tenant's flows while it has as much in flight as it may."""
-        limit = tx.tenant(tenant).max_in_flight
-        if limit is None and not has_new_limit:
+        if tx.tenant(tenant).max_in_flight is None and not has_new_limit:
             return
-        flows = tx.flows_of(tenant)
-        is_held = limit is not None and sum(flow.num_leased for flow in flows) >= limit
-        for flow in flows:
+        is_held = _is_at_limit(tx, tenant)
+        for flow in tx.flows_of(tenant):
             if flow.is_held != is_held:
                 self._put(tx, flow, changed(flow, is_held=is_held), is_new_head=True)
 
@@ -260,6 +262,11 @@ def _head(tx: Transaction, flow: Flow) -> Task:
     task = tx.head(flow.model, flow.priority_class, flow.tenant)
     assert task is not None, f"{flow} counts tasks that are not queued"
     return task
+
+
+def _is_at_limit(tx: Transaction, tenant: str) -> bool:
+    limit = tx.tenant(tenant).max_in_flight
+    return limit is not None and sum(flow.num_leased for flow in tx.flows_of(tenant)) >= limit
 
 
 def _turn(band: Band) -> tuple[int, str]:

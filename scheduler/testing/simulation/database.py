@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 #: Seconds that a command or a query takes.
 FASTEST_S, SLOWEST_S = 0.0005, 0.01
+#: The most that a slow command takes.
+SLOW_S = 8.0
 #: Seconds until another control plane hears of what was written.
 NEWS_S = 0.05
 
@@ -158,6 +160,8 @@ class Store(base.Store):
     ) -> T:
         async with self._turn:
             await self._pause()
+            if self._disk.faults.strike("store was slow"):
+                await asyncio.sleep(self._rng.uniform(0.0, SLOW_S))
             value, error = None, None
             try:
                 value = await self._run(command)
