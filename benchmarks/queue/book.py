@@ -47,7 +47,7 @@ class BookContender(base.Awaiting):
         self._num_free = self.setup.slots
         self._woken = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
-        self._book.on_queued(lambda _: self._woken.set())
+        self._book.ledger.on_queued(lambda _: self._woken.set())
 
     async def _work(self) -> None:
         self._woken.set()
