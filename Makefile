@@ -13,7 +13,7 @@ SEEDS   ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev run test check unit integration acceptance format lint types layers proto \
-        packaging simulate bench-engine ci clean
+        packaging simulate bench-engine bench-queue bench-fairness ci clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,12 @@ proto: $(DEV)  ## generate scheduler/rpc from its .proto files
 
 bench-engine: $(BENCH)  ## the engine against its limits and other ways; ARGS=--quick, --gpu
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-queue: $(BENCH)  ## the task queue beside others, on the same task; ARGS=--quick
+	$(BIN)/python -m benchmarks.queue $(ARGS)
+
+bench-fairness: $(BENCH)  ## a light tenant beside one that floods, and a picture of it
+	$(BIN)/python -m benchmarks.fairness $(ARGS)
 
 clean:  ## remove the environment, built archives and state
 	rm -rf $(VENV) .plait .bench build dist *.egg-info archives/*__r*

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow, Outlook
 from scheduler.policies.base import Policy
 from scheduler.policies.virtual_time import SCALE
 from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Task
+
+#: Tasks of a flow that are counted to say what is before one of them.
+MAX_COUNTED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,39 @@ class FairQueue:
         cost = waiting_cost(_head(tx, other_flow))
         price = _class_price(cost, tx.class_weight(other_band.priority_class))
         return other_band.virtual_time <= band.virtual_time + price
+
+    def outlook(self, tx: Transaction, task: Task) -> Outlook:
+        """What goes before a task that waits, or before one that would wait now.
+
+        The same rules that choose what goes next say what goes before: its flow has to be charged
+        for what is ahead in it, until then other flows of its class are served while they stand
+        below, and until its class has been charged for all that, other classes. Nothing new comes in
+        meanwhile, and every cost is what was estimated.
+        """
+        flow = self._flow(tx, task)
+        own = self._before_in_flow(tx, task, flow)
+        band = tx.band(task.model, task.priority_class)
+        others = self._policy.before(tx, task, flow, band, own.cost)
+        weight = tx.class_weight(task.priority_class)
+        stands_at = band.virtual_time if band.num_active else self._join_bands(tx, band)
+        horizon = stands_at + _class_price(own.cost + others.cost, weight)
+        classes = {
+            other.priority_class: _before_in_band(tx, other, horizon, task.priority_class)
+            for other in tx.bands(task.model)
+            if other.num_active and other.priority_class != task.priority_class
+        }
+        return Outlook(
+            own, others, {name: part for name, part in classes.items() if part.num_tasks}
+        )
+
+    def _before_in_flow(self, tx: Transaction, task: Task, flow: Flow) -> Ahead:
+        num_tasks, cost = tx.ahead(task, MAX_COUNTED)
+        if num_tasks < MAX_COUNTED:
+            return Ahead(num_tasks, cost, 1 if num_tasks else 0)
+        # Nobody waits for the count of a queue as long as this; the rest of it may be before or not.
+        num_queued = max(flow.num_queued - 1, num_tasks)
+        cost = max(flow.queued_cost - waiting_cost(task), cost)
+        return Ahead(num_queued, cost, 1, is_at_least=True)
 
     # -- what happens to tasks
 
@@ -235,6 +271,20 @@ def _is_at_limit(tx: Transaction, tenant: str) -> bool:
 
 def _turn(band: Band) -> tuple[int, str]:
     return band.virtual_time, band.priority_class
+
+
+def _before_in_band(tx: Transaction, band: Band, horizon: int, waiting_class: str) -> Ahead:
+    """What another class sends until it stands at ``horizon``, each task of its mean cost."""
+    distance = horizon - band.virtual_time
+    if distance < 0 or (distance == 0 and band.priority_class > waiting_class):
+        return Ahead()
+    there = tx.waiting(band.model, band.priority_class)
+    weight = tx.class_weight(band.priority_class)
+    cost = min(there.cost, distance * weight // (1000 * SCALE))
+    if not there.cost:
+        return there
+    num_tasks = min(there.num_tasks, max(1, -(-cost * there.num_tasks // there.cost)))
+    return Ahead(num_tasks, num_tasks * there.cost // there.num_tasks, there.num_flows)
 
 
 def _class_price(cost: int, weight_permille: int) -> int:

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +84,9 @@ class Policy(Protocol):
         Returns:
             The bound of each flow of ``load``, in weighted tokens at weight 1; None: it has none.
         """
+        ...
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        """An estimate of what other flows of the band send before the task, when ``cost`` goes
+        before it in its own; nothing new coming in, and every cost being what was estimated."""
         ...

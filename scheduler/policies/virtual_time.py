@@ -31,11 +31,12 @@ It does not know tasks or the time.
 
 from __future__ import annotations
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.policies import base
 from scheduler.policies.base import Load
 from scheduler.records import changed
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
 
 #: Units of virtual time in one weighted token at weight 1. Integers keep refunds exact; 64 bits
 #: hold nine trillion weighted tokens of a tenant at the least weight.
@@ -80,3 +81,12 @@ class Policy(base.Policy):
         charge = load.charge * (2 if load.has_overtaking else 1)
         most = charge + load.num_in_flight * load.excess
         return {name: most / each + refunds for name, each in phi.items()}
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        # The task goes when its flow has been charged for what is before it; until then every other
+        # flow is served for as long as it stands below that.
+        stands_at = flow.virtual_time
+        if not flow.is_active:
+            stands_at = self.join(tx, flow, band)[0].virtual_time
+        price = self.price(cost, tx.tenant(flow.tenant).weight_permille)
+        return tx.waiting_below(flow, stands_at + price)

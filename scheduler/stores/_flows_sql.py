@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import partial
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
-from scheduler.flow import CLASS_WEIGHTS, DEFAULT_WEIGHT_PERMILLE, Band, Flow, Tenant
+from scheduler.flow import CLASS_WEIGHTS, DEFAULT_WEIGHT_PERMILLE, Ahead, Band, Flow, Tenant
 from scheduler.stores import base
 from scheduler.stores._connection import Connection
+from scheduler.stores._in_memory import PAGE, Turns
 
 Key = tuple[str, ...]
 V = TypeVar("V", Flow, Band)
@@ -30,9 +32,41 @@ _TENANT_COLUMNS = (
 )
 _FLOWS = f"SELECT {_FLOW_COLUMNS} FROM flows"
 _ACTIVE = "WHERE model = ? AND priority_class = ? AND num_queued > 0 AND is_held = 0"
-_IN_TURN = "ORDER BY virtual_time, tenant LIMIT 1"
-_NEXT_FLOW = f"{_FLOWS} {_ACTIVE} {_IN_TURN}"
+_IN_TURN = "ORDER BY virtual_time, tenant LIMIT ?"
+_NEXT_FLOWS = f"{_FLOWS} {_ACTIVE} {_IN_TURN}"
 _NEXT_SMALL_FLOW = f"{_FLOWS} {_ACTIVE} AND num_leased < ? {_IN_TURN}"
+_OF_BAND = "f.model = ? AND f.priority_class = ? AND f.num_queued > 0 AND f.is_held = 0"
+_WAITING = (
+    "SELECT COALESCE(SUM(f.num_queued), 0), COALESCE(SUM(f.queued_cost), 0), COUNT(*)"
+    f" FROM flows AS f WHERE {_OF_BAND}"
+)
+#: Tasks that bring a flow up to the horizon; a little less than a half is added so that a part of a
+#: task counts as one and a rounding error does not.
+_WANTED = (
+    "ROUND(CAST(CASE WHEN f.queued_cost > 0 THEN"
+    " CAST({distance} AS DOUBLE PRECISION) * COALESCE(t.weight_permille, ?) / ? * f.num_queued"
+    " / f.queued_cost ELSE f.num_queued END AS DOUBLE PRECISION) + 0.4999)"
+)
+
+
+def _waiting_below(distance: str, condition: str) -> str:
+    wanted = _WANTED.format(distance=distance)
+    return (
+        "SELECT COALESCE(SUM(n), 0), COALESCE(SUM(n * queued_cost / num_queued), 0), COUNT(*) FROM ("
+        "SELECT num_queued, queued_cost, CASE WHEN wanted < 1 THEN 1"
+        " WHEN wanted > num_queued THEN num_queued ELSE wanted END AS n FROM ("
+        f"SELECT f.num_queued, f.queued_cost, {wanted} AS wanted"
+        " FROM flows AS f LEFT JOIN tenants AS t ON t.tenant = f.tenant"
+        f" WHERE {_OF_BAND} AND f.tenant <> ? AND {condition}) AS flows_wanted) AS cut"
+    )
+
+
+_BELOW: Final = _waiting_below(
+    "(? - f.virtual_time)", "(f.virtual_time < ? OR (f.virtual_time = ? AND f.tenant < ?))"
+)
+_AS_FAR: Final = _waiting_below("?", "1 = 1")
+#: Virtual time of a weighted token at a weight of a thousandth.
+_UNIT: Final = 1_000_000
 
 
 def upsert(table: str, columns: str, num_keys: int) -> str:
@@ -62,6 +96,8 @@ class Flows(base.FlowTables):
 
     def __init__(self) -> None:
         self._flows: dict[Key, Flow] = {}
+        #: By band.
+        self._turns: dict[Key, Turns] = {}
         #: All bands of a model, by class.
         self._bands: dict[str, dict[str, Band]] = {}
         self._tenants: dict[str, Tenant] = {}
@@ -93,10 +129,11 @@ class Flows(base.FlowTables):
         dirty = self._dirty_flows | self._sent_flows
         self._dirty_flows = {key for key in dirty if key in self._flows}
         self._dirty_bands |= self._sent_bands
+        self._turns.clear()
         self._tenants.clear()
         self._classes = None
         self._factors.clear()
-        self.begin()
+        Flows.begin(self)
 
     def flush(self) -> None:
         """Send what was written."""
@@ -110,8 +147,8 @@ class Flows(base.FlowTables):
 
     def forget(self) -> None:
         """Others may have written: read everything anew."""
-        self.begin()
-        for kept in (self._flows, self._bands, self._tenants, self._factors):
+        Flows.begin(self)
+        for kept in (self._flows, self._turns, self._bands, self._tenants, self._factors):
             kept.clear()
         self._classes = None
         self._dirty_flows.clear()
@@ -141,16 +178,35 @@ class Flows(base.FlowTables):
         self._replaced.append((self._flows, key, self._flows.get(key)))
         self._flows[key] = flow
         self._dirty_flows.add(key)
+        turns = self._turns.get(key[:2])
+        if turns is not None:
+            turns.put(flow)
 
     def next_flow(
         self, model: str, priority_class: str, most_leased: int | None = None
     ) -> Flow | None:
+        if most_leased is not None:
+            self._flush_flows()
+            row = self._db.row(_NEXT_SMALL_FLOW, model, priority_class, most_leased, 1)
+            return None if row is None else _flow(row)
+        turns = self._turns.get((model, priority_class))
+        if turns is None or turns.is_crowded:
+            turns = self._read_turns(model, priority_class)
+        found = turns.first(partial(self.flow, model, priority_class))
+        if found is None and not turns.is_all:
+            turns = self._read_turns(model, priority_class)
+            found = turns.first(partial(self.flow, model, priority_class))
+        return found
+
+    def _read_turns(self, model: str, priority_class: str) -> Turns:
         self._flush_flows()
-        if most_leased is None:
-            row = self._db.row(_NEXT_FLOW, model, priority_class)
-        else:
-            row = self._db.row(_NEXT_SMALL_FLOW, model, priority_class, most_leased)
-        return None if row is None else _flow(row)
+        rows = self._db.rows(_NEXT_FLOWS, model, priority_class, PAGE)
+        flows = [_flow(row) for row in rows]
+        for flow in flows:
+            self._flows.setdefault((model, priority_class, flow.tenant), flow)
+        turns = Turns(flows, is_all=len(flows) < PAGE)
+        self._turns[model, priority_class] = turns
+        return turns
 
     def flows(self, model: str) -> list[Flow]:
         return self._found("WHERE model = ? ORDER BY priority_class, tenant", model)
@@ -168,6 +224,19 @@ class Flows(base.FlowTables):
     def _found(self, where: str, *values: Any) -> list[Flow]:
         self._flush_flows()
         return [_flow(row) for row in self._db.rows(f"{_FLOWS} {where}", *values)]
+
+    def waiting(self, model: str, priority_class: str) -> Ahead:
+        self._flush_flows()
+        row = self._db.row(_WAITING, model, priority_class)
+        return _ahead(row)
+
+    def waiting_below(self, flow: Flow, horizon: int, *, is_relative: bool = False) -> Ahead:
+        self._flush_flows()
+        band = (flow.model, flow.priority_class, flow.tenant)
+        given = (horizon, DEFAULT_WEIGHT_PERMILLE, _UNIT, *band)
+        if is_relative:
+            return _ahead(self._db.row(_AS_FAR, *given))
+        return _ahead(self._db.row(_BELOW, *given, horizon, horizon, flow.tenant))
 
     # -- bands
 
@@ -263,6 +332,10 @@ class Flows(base.FlowTables):
 
     def put_desired_replicas(self, model: str, num_replicas: int) -> None:
         self._db.write(_PUT_REPLICAS, model, num_replicas)
+
+
+def _ahead(row: Any) -> Ahead:
+    return Ahead(round(row[0]), round(row[1]), int(row[2]))
 
 
 _flow_getter = attrgetter(*(field.name for field in fields(Flow)))

@@ -7,19 +7,23 @@ on are in ``_migrations``. Values are bound, never written into SQL.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 from handlers.wire import TokenLogprob, logprob_document, parse_logprob
+from scheduler.flow import Ahead
+from scheduler.records import changed
 from scheduler.stores import base
 from scheduler.stores._connection import Connection, Row
+from scheduler.stores._in_memory import PAGE, KnownTasks, Queue
 from scheduler.task import Attempt, JournalChunk, Task, TaskError, TaskState
 
-#: JSON text of documents that a connection keeps parsed, in bytes.
-DOCUMENT_CACHE_BYTES = 16 * 1024 * 1024
+#: Documents that one statement reads, so that there are not as many statements as numbers of them.
+_DOCUMENTS_AT_ONCE: Final = 16
+#: Flows of which the queue is kept.
+_MAX_QUEUES: Final = 10_000
 
 # In the order of the record, so that a row is one: the document, which is kept apart, excepted.
 _COLUMNS = [field.name for field in fields(Task) if field.name != "document"]
@@ -37,9 +41,17 @@ SELECT = f"SELECT {', '.join(_COLUMNS)} FROM tasks"
 _INSERT = f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 _UPDATE = f"UPDATE tasks SET {', '.join(f'{name} = ?' for name in _MOVING)} WHERE id = ?"
 _ORDER = "priority DESC, deadline_at IS NULL, deadline_at, id"
-_HEAD = (
-    f"{SELECT} WHERE state = 'queued' AND model = ? AND priority_class = ? AND tenant = ?"
-    f" ORDER BY {_ORDER} LIMIT 1"
+_WHOLE = (
+    f"SELECT {', '.join(_COLUMNS)}, document FROM tasks JOIN documents ON task_id = id WHERE id = ?"
+)
+_DOCUMENTS = (
+    "SELECT task_id, document FROM documents"
+    f" WHERE task_id IN ({', '.join('?' * _DOCUMENTS_AT_ONCE)})"
+)
+_HEADS = (
+    "SELECT priority, deadline_at, id FROM tasks"
+    " WHERE state = 'queued' AND model = ? AND priority_class = ? AND tenant = ?"
+    f" ORDER BY {_ORDER} LIMIT ?"
 )
 _PAST_DEADLINE = (
     f"{SELECT} WHERE deadline_at IS NOT NULL AND finished_at IS NULL"
@@ -54,54 +66,50 @@ _ATTEMPT = [field.name for field in fields(Attempt)]
 _PARTS = ("documents", "journal", "attempts")
 
 
-class DocumentCache:
-    """Documents by task, parsed. They never change, so what is kept is never wrong."""
-
-    def __init__(self, max_bytes: int = DOCUMENT_CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._num_bytes = 0
-        self._kept: OrderedDict[str, tuple[Mapping[str, Any], int]] = OrderedDict()
-
-    def get(self, task_id: str) -> Mapping[str, Any] | None:
-        found = self._kept.get(task_id)
-        if found is None:
-            return None
-        self._kept.move_to_end(task_id)
-        return found[0]
-
-    def keep(self, task_id: str, document: Mapping[str, Any], size: int) -> None:
-        if task_id in self._kept or size > self._max_bytes:
-            return
-        self._kept[task_id] = (document, size)
-        self._num_bytes += size
-        while self._num_bytes > self._max_bytes:
-            _, (_, freed) = self._kept.popitem(last=False)
-            self._num_bytes -= freed
-
-
 class Tasks(base.TaskTables):
     """Tasks, leases, attempts and the journal."""
 
     _db: Connection
 
     def __init__(self) -> None:
-        self._documents = DocumentCache()
+        self._known = KnownTasks()
+        #: By flow.
+        self._queues: dict[tuple[str, str, str], Queue] = {}
+
+    # -- for the owner of the transaction, who says when others may have written
+
+    def _undo_tasks(self) -> None:
+        self._known.undo()
+        self._queues.clear()
+
+    def _forget_tasks(self) -> None:
+        self._known.doubt_all()
+        self._queues.clear()
 
     # -- tasks
 
     def add_task(self, task: Task) -> None:
+        document = _dump(task.document)
         self._db.write(_INSERT, *_values(task))
-        self._db.write("INSERT INTO documents VALUES (?, ?)", task.id, _dump(task.document))
+        self._db.write("INSERT INTO documents VALUES (?, ?)", task.id, document)
+        self._keep(task, len(document))
 
     def put_task(self, task: Task) -> None:
         self._db.write(_UPDATE, *_moving(task), task.id)
+        self._keep(task)
 
     def task(self, task_id: str) -> Task | None:
-        return self._task(self._db.row(f"{SELECT} WHERE id = ?", task_id))
+        known = self._known.task(task_id)
+        if known is not None:
+            return known
+        if self._known.document(task_id) is not None:
+            return self._one(self._db.row(f"{SELECT} WHERE id = ?", task_id))
+        row = self._db.row(_WHOLE, task_id)
+        return None if row is None else self._task(row[:-1], row[-1])
 
     def task_by_key(self, tenant: str, idempotency_key: str) -> Task | None:
         where = "WHERE tenant = ? AND idempotency_key = ?"
-        return self._task(self._db.row(f"{SELECT} {where}", tenant, idempotency_key))
+        return self._one(self._db.row(f"{SELECT} {where}", tenant, idempotency_key))
 
     def tasks(
         self,
@@ -126,7 +134,16 @@ class Tasks(base.TaskTables):
         return self._tasks(self._db.rows(statement, *given.values(), limit))
 
     def head(self, model: str, priority_class: str, tenant: str) -> Task | None:
-        return self._task(self._db.row(_HEAD, model, priority_class, tenant))
+        flow = (model, priority_class, tenant)
+        queue = self._queues.get(flow)
+        if queue is None or (queue.first() is None and not queue.is_all):
+            rows = self._db.rows(_HEADS, *flow, PAGE)
+            places = [(-priority, at is None, at or 0.0, key) for priority, at, key in rows]
+            if len(self._queues) >= _MAX_QUEUES:
+                self._queues.clear()
+            queue = self._queues[flow] = Queue(places, is_all=len(rows) < PAGE)
+        task_id = queue.first()
+        return None if task_id is None else self.task(task_id)
 
     def ahead(self, task: Task, limit: int) -> tuple[int, int]:
         deadline = "deadline_at IS NOT NULL" if task.deadline_at is None else "deadline_at < ?"
@@ -144,6 +161,18 @@ class Tasks(base.TaskTables):
         assert row is not None
         return int(row[0]), int(row[1])
 
+    def queued_before(self, task: Task, limit: int) -> Ahead:
+        statement = (
+            "SELECT COUNT(*), COALESCE(SUM(cost), 0), COUNT(DISTINCT tenant) FROM ("
+            " SELECT tenant, estimated_cost - settled_cost AS cost FROM tasks"
+            " WHERE state = 'queued' AND model = ? AND priority_class = ? AND tenant <> ? AND id < ?"
+            " LIMIT ?) AS before_it"
+        )
+        flow = (task.model, task.priority_class, task.tenant)
+        row = self._db.row(statement, *flow, task.id, limit)
+        assert row is not None
+        return Ahead(int(row[0]), int(row[1]), int(row[2]), int(row[0]) >= limit)
+
     def due(self, now: float, limit: int) -> list[Task]:
         return self._tasks(self._db.rows(_DUE, now, limit))
 
@@ -153,11 +182,27 @@ class Tasks(base.TaskTables):
         for table in _PARTS:
             self._db.write_many(f"DELETE FROM {table} WHERE task_id = ?", ids)
         self._db.write_many("DELETE FROM tasks WHERE id = ?", ids)
+        self._known.doubt(row[0] for row in ids)
         return len(ids)
 
-    def _task(self, row: Row | None) -> Task | None:
-        if row is None:
-            return None
+    def _keep(self, task: Task, document_bytes: int | None = None) -> None:
+        """A task is written: so it stands from now on."""
+        self._known.keep(task, document_bytes)
+        self._known.written(task.id)
+        queue = self._queues.get((task.model, task.priority_class, task.tenant))
+        if queue is not None:
+            queue.put(task)
+
+    def _one(self, row: Row | None) -> Task | None:
+        return None if row is None else self._tasks([row])[0]
+
+    def _tasks(self, rows: Sequence[Row]) -> list[Task]:
+        missing = [row[0] for row in rows if self._known.document(row[0]) is None]
+        documents = self._read_documents(missing) if missing else {}
+        return [self._task(row, documents.get(row[0])) for row in rows]
+
+    def _task(self, row: Row, document: str | None) -> Task:
+        """A task of its row; ``document`` as it was read, None if it is known."""
         values = list(row)
         values[_STATE] = TaskState(values[_STATE])
         values[_IS_DEAD] = bool(values[_IS_DEAD])
@@ -165,21 +210,20 @@ class Tasks(base.TaskTables):
             values[_RESULT] = json.loads(values[_RESULT])
         if values[_ERROR] is not None:
             values[_ERROR] = TaskError(**json.loads(values[_ERROR]))
-        values.insert(_DOCUMENT_PLACE, self._document(values[0]))
-        return Task(*values)
+        parsed = self._known.document(values[0]) if document is None else json.loads(document)
+        assert isinstance(parsed, dict), f"task {values[0]} has no document"
+        values.insert(_DOCUMENT_PLACE, parsed)
+        task = Task(*values)
+        self._known.keep(task, None if document is None else len(document))
+        return task
 
-    def _tasks(self, rows: Sequence[Row]) -> list[Task]:
-        return [task for row in rows if (task := self._task(row)) is not None]
-
-    def _document(self, task_id: str) -> Mapping[str, Any]:
-        document = self._documents.get(task_id)
-        if document is None:
-            row = self._db.row("SELECT document FROM documents WHERE task_id = ?", task_id)
-            assert row is not None, f"task {task_id} has no document"
-            document = json.loads(row[0])
-            assert isinstance(document, dict)
-            self._documents.keep(task_id, document, len(row[0]))
-        return document
+    def _read_documents(self, ids: Sequence[str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for start in range(0, len(ids), _DOCUMENTS_AT_ONCE):
+            some = ids[start : start + _DOCUMENTS_AT_ONCE]
+            some = [*some, *[some[-1]] * (_DOCUMENTS_AT_ONCE - len(some))]
+            found.update((key, text) for key, text in self._db.rows(_DOCUMENTS, *some))
+        return found
 
     # -- leases and deadlines
 
@@ -188,13 +232,19 @@ class Tasks(base.TaskTables):
             "UPDATE tasks SET lease_expires_at = ?"
             " WHERE id = ? AND fence = ? AND runner = ? AND state = 'leased'"
         )
-        return self._db.count(statement, expires_at, task_id, fence, runner) == 1
+        is_held = self._db.count(statement, expires_at, task_id, fence, runner) == 1
+        known = self._known.task(task_id)
+        if is_held and known is not None:
+            self._known.keep(changed(known, lease_expires_at=expires_at))
+            self._known.written(task_id)
+        return is_held
 
     def extend_leases(self, expires_at: float) -> int:
         statement = (
             "UPDATE tasks SET lease_expires_at = CASE WHEN lease_expires_at > ? THEN"
             " lease_expires_at ELSE ? END WHERE state = 'leased'"
         )
+        self._known.doubt_all()
         return self._db.count(statement, expires_at, expires_at)
 
     def leases(self, runner: str) -> list[Task]:

@@ -21,6 +21,18 @@ class Transaction(Others, Flows, base.Transaction):
         self._db = db
         self._tell = tell
 
+    def begin(self) -> None:
+        super().begin()
+        self._known.begin()
+
+    def undo(self) -> None:
+        super().undo()
+        self._undo_tasks()
+
+    def forget(self) -> None:
+        super().forget()
+        self._forget_tasks()
+
     def tell(self, news: base.News) -> None:
         if self._tell is not None:
             self._tell(news)

@@ -107,6 +107,15 @@ def refuse(batch: Sequence[Entry], error: BaseException | None) -> None:
             entry.error.__cause__ = error
 
 
+def fit_to_raise(error: BaseException) -> BaseException:
+    """An error as its caller gets it: some would end the event loop instead of reaching anybody."""
+    if isinstance(error, StopIteration) or not isinstance(error, Exception):
+        bug = RuntimeError(f"a command raised {error!r}")
+        bug.__cause__ = error
+        return bug
+    return error
+
+
 def _deliver(batch: Sequence[Entry]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[Entry]] = {}
     for entry in batch:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 from scheduler.errors import StartupError, StoreUnavailable
 from scheduler.stores import _migrations, base
 from scheduler.stores._transaction import Transaction
-from scheduler.stores._worker import Entry, Worker, refuse
+from scheduler.stores._worker import Entry, Worker, fit_to_raise, refuse
 
 T = TypeVar("T")
 
@@ -199,12 +199,7 @@ def _translated(error: BaseException) -> BaseException:
         unavailable = StoreUnavailable(f"the store refused: {error}")
         unavailable.__cause__ = error
         return unavailable
-    if isinstance(error, StopIteration) or not isinstance(error, Exception):
-        # These would end the event loop that waits for the answer instead of reaching the caller.
-        bug = RuntimeError(f"a command raised {error!r}")
-        bug.__cause__ = error
-        return bug
-    return error
+    return fit_to_raise(error)
 
 
 def connect(path: str) -> sqlite3.Connection:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
@@ -19,14 +17,16 @@ from scheduler.bulk import Bulk
 from scheduler.errors import StoreUnavailable
 from scheduler.flow import CLASS_WEIGHTS, DEFAULT_CLASS, Band, Flow, Tenant
 from scheduler.keys import Key, Role, hashed
+from scheduler.stores import postgres, sqlite
 from scheduler.stores.base import Store, Transaction
 from scheduler.task import Attempt, JournalChunk, Task, TaskError, TaskState
 from scheduler.testing.tasks import MODEL, chunk
 
-#: How to open each kind of store in a fresh folder.
-OPENERS: dict[str, Callable[[Path], Store]] = {
-    "sqlite": lambda folder: import_module("scheduler.stores.sqlite").Store(folder / "plait.db"),
-    "sqlite in memory": lambda _: import_module("scheduler.stores.sqlite").Store(":memory:"),
+#: How to open each kind of store, empty.
+OPENERS: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
+    "postgres": lambda request: postgres.Store(request.getfixturevalue("postgres_url")),
+    "sqlite": lambda request: sqlite.Store(request.getfixturevalue("tmp_path") / "plait.db"),
+    "sqlite in memory": lambda _: sqlite.Store(sqlite.MEMORY),
 }
 
 
@@ -37,8 +37,8 @@ def test_every_store_is_under_this_contract() -> None:
 
 
 @pytest_asyncio.fixture(params=sorted(OPENERS))
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    opened = OPENERS[request.param](tmp_path)
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    opened = OPENERS[request.param](request)
     yield opened
     await opened.close()
 
@@ -407,6 +407,13 @@ async def test_the_journal_is_read_from_a_cursor(store: Store) -> None:
     assert await store.read(lambda tx: tx.chunks("t2", 0, 10)) == []
 
 
+async def test_text_may_hold_any_character(store: Store) -> None:
+    odd = JournalChunk(0, (1,), "\x00\x10@\x10P\x10\x00 % ? $1 \U0001f600 \x7f\r\n")
+    await store.run(lambda tx: tx.add_chunks("t1", [odd]))
+
+    assert await store.read(lambda tx: tx.chunks("t1", 0, 10)) == [odd]
+
+
 async def test_a_chunk_cannot_be_written_twice(store: Store) -> None:
     await store.run(lambda tx: tx.add_chunks("t1", [chunk(0)]))
 
@@ -465,6 +472,21 @@ async def test_the_next_flow_is_the_active_one_of_least_virtual_time(store: Stor
     assert await store.read(lambda tx: tx.next_flow("none", DEFAULT_CLASS)) is None
     assert await store.read(lambda tx: tx.depth()) == {MODEL: 7, "other": 1}
     assert await store.read(lambda tx: tx.flows("other")) == [flows[4]]
+
+
+async def test_text_is_ordered_by_its_bytes_as_in_python(store: Store) -> None:
+    names = ["a b", "Zoe", "_x", "ann", "Ann", "ánn", "a-b", "ab"]
+
+    def command(tx: Transaction) -> None:
+        for name in names:
+            tx.put_flow(flow(name, num_queued=1))
+
+    await store.run(command)
+
+    assert [f.tenant for f in await store.read(lambda tx: tx.flows(MODEL))] == sorted(names)
+    assert await store.read(lambda tx: tx.next_flow(MODEL, DEFAULT_CLASS)) == flow(
+        min(names), num_queued=1
+    )
 
 
 async def test_a_flow_is_overwritten(store: Store) -> None:

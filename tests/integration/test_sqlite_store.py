@@ -256,11 +256,11 @@ async def test_commits_are_flushed_and_journalled(store: Store) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        _tasks_sql._HEAD,
+        _tasks_sql._HEADS,
         _tasks_sql._PAST_DEADLINE,
         _tasks_sql._EXPIRED_LEASES,
         _tasks_sql._DUE,
-        _flows_sql._NEXT_FLOW,
+        _flows_sql._NEXT_FLOWS,
     ],
 )
 def test_what_every_decision_asks_is_answered_by_an_index(text: str) -> None:
