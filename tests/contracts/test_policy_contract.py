@@ -265,6 +265,30 @@ def test_a_fair_policy_serves_a_light_tenant_before_a_flood_is_over(queue: Queue
     assert ("light" in served) == IS_FAIR[name]
 
 
+@pytest.mark.parametrize("before", plugins.names(policies))
+def test_another_policys_flows_are_taken_over_with_no_advantage(queue: Queue, before: str) -> None:
+    queue.now = 1e9  # as moments are: a policy that orders by them has large numbers
+    after, queue.policy = queue.policy, plugins.find(policies, before).Policy()
+    queue.rules = queue._rules()
+    queue.send("old", 60)
+    queue.serve(20)
+    running = queue.claim()
+    assert running is not None
+
+    queue.policy = after
+    queue.restart()
+    queue.rules.queue.adopt(queue.tx, MODEL)
+    queue.restart()
+    queue.finish(running)
+    queue.send("new", 200)
+
+    served = queue.serve(200)
+    bound = queue.policy.bound(replace(LOAD, charge=25, excess=0, refund=0))
+    waits_at_most = 200 if bound is None else 2 * bound["ann"] / 25
+    assert served.count("old") == 39
+    assert served.index("old") <= waits_at_most
+
+
 # -- caps
 
 
