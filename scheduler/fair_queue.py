@@ -98,8 +98,8 @@ class FairQueue:
 
         The same rules that choose what goes next say what goes before: its flow has to be charged
         for what is ahead in it, until then other flows of its class are served while they stand
-        below, and until its class has been charged for all that, other classes. Nothing new comes in
-        meanwhile, and every cost is what was estimated.
+        below, and until its class has been charged for all that, other classes. Nothing new comes
+        in meanwhile, and every cost is what was estimated.
         """
         flow = self._flow(tx, task)
         own = self._before_in_flow(tx, task, flow)
@@ -121,7 +121,7 @@ class FairQueue:
         num_tasks, cost = tx.ahead(task, MAX_COUNTED)
         if num_tasks < MAX_COUNTED:
             return Ahead(num_tasks, cost, 1 if num_tasks else 0)
-        # Nobody waits for the count of a queue as long as this; the rest of it may be before or not.
+        # To count a queue as long as this takes too long; the rest of it may be before it or not.
         num_queued = max(flow.num_queued - 1, num_tasks)
         cost = max(flow.queued_cost - waiting_cost(task), cost)
         return Ahead(num_queued, cost, 1, is_at_least=True)
