@@ -7,6 +7,7 @@ returns when it was told to stop (SIGINT or SIGTERM) and everything it started i
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -23,15 +24,19 @@ from handlers import model_config
 from handlers.model_config import ModelConfig, ModelConfigError
 from scheduler import plugins, policies, startup
 from scheduler.autoscaler.sidecar import Sidecar
+from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
 from scheduler.errors import StartupError
+from scheduler.explainer import Explainer
 from scheduler.fair_queue import FairQueue
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
+from scheduler.gateway.pressure import Pressure, free_bytes
 from scheduler.gateway.tokens import open_counter
-from scheduler.moves import Rules
+from scheduler.keys import Role
+from scheduler.moves import Backoff, Preemption, Rules
 from scheduler.operations import Operations
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.runner import devices
@@ -45,6 +50,7 @@ from scheduler.torchserve import process as torchserve
 from scheduler.torchserve.endpoint import Endpoint
 from scheduler.torchserve.inference import Inference
 from scheduler.torchserve.management import Management
+from scheduler.upkeep import Upkeep
 
 T = TypeVar("T")
 
@@ -244,17 +250,40 @@ async def _control(
         settings.state.mkdir(parents=True, exist_ok=True)
         store = sqlite.Store(settings.state / "plait.sqlite")
         stack.push_async_callback(store.close)
-        queue = FairQueue(plugins.find(policies, settings.policy).Policy())
-        rules = Rules(queue, settings.lease_ttl_s, settings.max_attempts)
+        rules = _rules(settings)
         book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules)
         dispatcher = Dispatcher(
             book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
         )
-        operations = Operations(book.ledger, book.rules.queue)
+        operations = Operations(book.ledger, rules.queue)
         sidecar = Sidecar(configs, operations, dispatcher, reconcile_s=settings.reconcile_s)
         counters = {name: open_counter(config) for name, config in configs.items()}
         book.ledger.on_desired_replicas(sidecar.look_again)
-        front = Front(book, operations, configs, counters, dispatcher, clock)
+        pressure = Pressure(
+            book.depth,
+            functools.partial(free_bytes, settings.state),
+            max_queued=settings.max_queued,
+            min_free_disk_bytes=settings.min_free_disk_bytes,
+        )
+        await pressure.look()
+        if settings.require_keys:
+            await _check_operator(operations)
+        bulks = BulkBook(book.ledger, book.rules, book.new_id)
+        replicas = {name: config.num_replicas for name, config in configs.items()}
+        explainer = Explainer(book.ledger, book.rules, dispatcher, replicas)
+        front = Front(
+            book,
+            operations,
+            configs,
+            counters,
+            dispatcher,
+            clock,
+            bulks,
+            explainer,
+            pressure=pressure,
+            require_keys=settings.require_keys,
+        )
+        upkeep = Upkeep(book, bulks, clock, retention_s=settings.retention_s)
         await stack.enter_async_context(_grpc(settings, front, dispatcher))
         http = await _listen(
             "http-port",
@@ -262,7 +291,33 @@ async def _control(
             open_http(front, settings.host, settings.http_port, settings.max_body_bytes),
         )
         stack.push_async_callback(http.cleanup)
-        yield [dispatcher.run(), sidecar.run()]
+        yield [dispatcher.run(), sidecar.run(), pressure.run(), upkeep.run()]
+
+
+async def _check_operator(operations: Operations) -> None:
+    """Refuse to lock everybody out.
+
+    Raises:
+        StartupError: keys are required, and nobody could make any.
+    """
+    keys = await operations.keys()
+    if not any(key.role is Role.OPERATOR and key.revoked_at is None for key in keys):
+        raise StartupError(
+            "keys are required (PLAIT_REQUIRE_KEYS) and there is no operator's key to make them "
+            "with: start without, run: plait keys create default --role operator, and start again"
+        )
+
+
+def _rules(settings: Settings) -> Rules:
+    """What the settings say about the life of a task."""
+    preemption = Preemption(settings.preempt_after_s, settings.preempt_slice_s)
+    return Rules(
+        FairQueue(plugins.find(policies, settings.policy).Policy()),
+        settings.lease_ttl_s,
+        settings.max_attempts,
+        Backoff(settings.retry_first_s, settings.retry_most_s),
+        preemption if settings.preempt_after_s else None,
+    )
 
 
 @asynccontextmanager

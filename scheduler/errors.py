@@ -7,14 +7,19 @@
     │   ├── TaskNotFound              404
     │   ├── KeyNotFound               404
     │   ├── BulkNotFound              404
+    │   ├── BulkClosed                409: the bulk takes no more inputs
     │   ├── IdempotencyConflict       409: the key was used for another request
+    │   ├── InputsDiffer              409: the bulk has another input in this place
     │   ├── InvalidTransition         409: the task's state does not allow this move
     │   ├── NotResumable              409: its output cannot be gone on from
+    │   ├── Unauthenticated           401: a key is needed, or the one shown is not valid
+    │   ├── NotPermitted              403: the key shown does not open this
     │   ├── ClassNotAllowed           403: the tenant may not use this priority class
     │   ├── QuotaExceeded             429: the tenant has all it may have; try again later
     │   └── StaleLease                409: the lease was given to somebody else
     ├── Unavailable                   503: try again later; nothing accepted is lost
-    │   └── StoreUnavailable          the store refused; whether it wrote is unknown
+    │   ├── StoreUnavailable          the store refused; whether it wrote is unknown
+    │   └── Overloaded                accepting more would put memory or disk at risk
     └── StartupError                  something needed to start is missing or taken
 
 A message says what happened, to which id, and what is allowed or what to do next.
@@ -90,6 +95,34 @@ class BulkNotFound(RequestError):
         super().__init__(f"there is no bulk {bulk_id!r}", field="bulk_id")
 
 
+class BulkClosed(RequestError):
+    """Inputs came for a bulk that was closed or cancelled."""
+
+    status = 409
+
+    def __init__(self, bulk_id: str, num_inputs: int, *, is_cancelled: bool) -> None:
+        what = "was cancelled" if is_cancelled else "is closed"
+        super().__init__(
+            f"bulk {bulk_id} {what} with {num_inputs} inputs and takes no more; "
+            "begin another under another key",
+            field="bulk_id",
+        )
+        self.bulk_id = bulk_id
+
+
+class InputsDiffer(RequestError):
+    """A bulk was gone on with that is not the one it was begun as."""
+
+    status = 409
+
+    def __init__(self, bulk_id: str, what: str) -> None:
+        super().__init__(
+            f"this is not what bulk {bulk_id} was begun with: {what}; take another key",
+            field="idempotency_key",
+        )
+        self.bulk_id = bulk_id
+
+
 class IdempotencyConflict(RequestError):
     """A tenant used an idempotency key for a second, different request."""
 
@@ -126,6 +159,18 @@ class NotResumable(RequestError):
             "(resume: none); cancel it or let it finish"
         )
         self.task_id = task_id
+
+
+class Unauthenticated(RequestError):
+    """A key is needed and none was shown, or the one shown is not valid."""
+
+    status = 401
+
+
+class NotPermitted(RequestError):
+    """The key that was shown is valid and does not open this."""
+
+    status = 403
 
 
 class ClassNotAllowed(RequestError):
@@ -170,6 +215,14 @@ class Unavailable(PlaitError):
 
 class StoreUnavailable(Unavailable):
     """The store refused. Whether it wrote is unknown: repeat the call, which is idempotent."""
+
+
+class Overloaded(Unavailable):
+    """More work is not let in, so that what was let in can be done and written down."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StartupError(PlaitError):

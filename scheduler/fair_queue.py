@@ -17,12 +17,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow, Outlook
 from scheduler.policies.base import Policy
 from scheduler.policies.virtual_time import SCALE
 from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Task
+
+#: Tasks of a flow that are counted to say what is before one of them.
+MAX_COUNTED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +51,80 @@ class FairQueue:
     def head(self, tx: Transaction, model: str, most_leased: int | None = None) -> Task | None:
         """The queued task that goes next; it stays queued.
 
-        ``most_leased``: flows with as many in flight are passed over; what is left is kept for
-        those that come.
+        ``most_leased``: a flow with as many in flight is overtaken by one that has fewer, as far as
+        is fair; if it waits alone, what is left is kept for those that come, and nothing goes.
         """
         active = [band for band in tx.bands(model) if band.num_active > 0]
-        for band in sorted(active, key=_turn) if most_leased is not None else _least(active):
-            flow = self._policy.next(tx, band)
-            assert flow is not None, f"{band} counts flows that do not take part"
-            if most_leased is not None and flow.num_leased >= most_leased:
-                flow = tx.next_flow(model, band.priority_class, most_leased)
-            if flow is not None:
-                task = tx.head(model, flow.priority_class, flow.tenant)
-                assert task is not None, f"{flow} counts tasks that are not queued"
-                return task
-        return None
+        if not active:
+            return None
+        band = min(active, key=_turn)
+        front = self._policy.next(tx, band)
+        assert front is not None, f"{band} counts flows that do not take part"
+        if most_leased is None or front.num_leased < most_leased:
+            return _head(tx, front)
+        for other in sorted(active, key=_turn):
+            flow = tx.next_flow(model, other.priority_class, most_leased)
+            if flow is not None and self._may_overtake(tx, (band, front), (other, flow)):
+                return _head(tx, flow)
+        # Nobody may: then it is its turn, unless it keeps nobody waiting but those who come.
+        is_alone = sum(each.num_active for each in active) == 1
+        return None if is_alone else _head(tx, front)
+
+    def _may_overtake(
+        self, tx: Transaction, front: tuple[Band, Flow], other: tuple[Band, Flow]
+    ) -> bool:
+        """Whether a flow may go before the one whose turn it is: by one task, or the shares of the
+        two would come apart without end."""
+        (band, flow), (other_band, other_flow) = front, other
+        if band.priority_class == other_band.priority_class:
+            return self._policy.may_overtake(tx, flow, other_flow)
+        cost = waiting_cost(_head(tx, other_flow))
+        price = _class_price(cost, tx.class_weight(other_band.priority_class))
+        return other_band.virtual_time <= band.virtual_time + price
+
+    def outlook(self, tx: Transaction, task: Task) -> Outlook:
+        """What goes before a task that waits, or before one that would wait now.
+
+        The same rules that choose what goes next say what goes before: its flow has to be charged
+        for what is ahead in it, until then other flows of its class are served while they stand
+        below, and until its class has been charged for all that, other classes. Nothing new comes in
+        meanwhile, and every cost is what was estimated.
+        """
+        flow = self._flow(tx, task)
+        own = self._before_in_flow(tx, task, flow)
+        band = tx.band(task.model, task.priority_class)
+        others = self._policy.before(tx, task, flow, band, own.cost)
+        weight = tx.class_weight(task.priority_class)
+        stands_at = band.virtual_time if band.num_active else self._join_bands(tx, band)
+        horizon = stands_at + _class_price(own.cost + others.cost, weight)
+        classes = {
+            other.priority_class: _before_in_band(tx, other, horizon, task.priority_class)
+            for other in tx.bands(task.model)
+            if other.num_active and other.priority_class != task.priority_class
+        }
+        return Outlook(
+            own, others, {name: part for name, part in classes.items() if part.num_tasks}
+        )
+
+    def _before_in_flow(self, tx: Transaction, task: Task, flow: Flow) -> Ahead:
+        num_tasks, cost = tx.ahead(task, MAX_COUNTED)
+        if num_tasks < MAX_COUNTED:
+            return Ahead(num_tasks, cost, 1 if num_tasks else 0)
+        # Nobody waits for the count of a queue as long as this; the rest of it may be before or not.
+        num_queued = max(flow.num_queued - 1, num_tasks)
+        cost = max(flow.queued_cost - waiting_cost(task), cost)
+        return Ahead(num_queued, cost, 1, is_at_least=True)
 
     # -- what happens to tasks
 
     def enqueue(self, tx: Transaction, task: Task) -> None:
         """Count a task that became queued into its flow; the task is in the store."""
         flow = self._flow(tx, task)
-        self._put(tx, flow, _with_queued(flow, task, 1), is_new_head=True)
+        after = _with_queued(flow, task, 1)
+        if not flow.num_queued:
+            # It may be new, and its tenant held since before.
+            after = changed(after, is_held=_is_at_limit(tx, task.tenant))
+        self._put(tx, flow, after, is_new_head=True)
 
     def withdraw(self, tx: Transaction, task: Task) -> None:
         """Count a task that leaves the queue unserved out of its flow; it is gone from the
@@ -146,12 +202,10 @@ class FairQueue:
 
     def regulate(self, tx: Transaction, tenant: str, *, has_new_limit: bool = False) -> None:
         """Hold the tenant's flows while it has as much in flight as it may."""
-        limit = tx.tenant(tenant).max_in_flight
-        if limit is None and not has_new_limit:
+        if tx.tenant(tenant).max_in_flight is None and not has_new_limit:
             return
-        flows = tx.flows_of(tenant)
-        is_held = limit is not None and sum(flow.num_leased for flow in flows) >= limit
-        for flow in flows:
+        is_held = _is_at_limit(tx, tenant)
+        for flow in tx.flows_of(tenant):
             if flow.is_held != is_held:
                 self._put(tx, flow, changed(flow, is_held=is_held), is_new_head=True)
 
@@ -204,13 +258,33 @@ class FairQueue:
             tx.put_virtual_floor(band.model, floor)
 
 
-def _least(bands: list[Band]) -> list[Band]:
-    """The band whose turn it is, if there is one."""
-    return [min(bands, key=_turn)] if bands else []
+def _head(tx: Transaction, flow: Flow) -> Task:
+    task = tx.head(flow.model, flow.priority_class, flow.tenant)
+    assert task is not None, f"{flow} counts tasks that are not queued"
+    return task
+
+
+def _is_at_limit(tx: Transaction, tenant: str) -> bool:
+    limit = tx.tenant(tenant).max_in_flight
+    return limit is not None and sum(flow.num_leased for flow in tx.flows_of(tenant)) >= limit
 
 
 def _turn(band: Band) -> tuple[int, str]:
     return band.virtual_time, band.priority_class
+
+
+def _before_in_band(tx: Transaction, band: Band, horizon: int, waiting_class: str) -> Ahead:
+    """What another class sends until it stands at ``horizon``, each task of its mean cost."""
+    distance = horizon - band.virtual_time
+    if distance < 0 or (distance == 0 and band.priority_class > waiting_class):
+        return Ahead()
+    there = tx.waiting(band.model, band.priority_class)
+    weight = tx.class_weight(band.priority_class)
+    cost = min(there.cost, distance * weight // (1000 * SCALE))
+    if not there.cost:
+        return there
+    num_tasks = min(there.num_tasks, max(1, -(-cost * there.num_tasks // there.cost)))
+    return Ahead(num_tasks, num_tasks * there.cost // there.num_tasks, there.num_flows)
 
 
 def _class_price(cost: int, weight_permille: int) -> int:

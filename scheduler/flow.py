@@ -90,3 +90,43 @@ class Usage:
     num_queued: int = 0
     queued_cost: int = 0
     num_leased: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What goes before a task, as far as can be told now."""
+
+    num_tasks: int = 0
+    #: Their estimated cost, in weighted tokens.
+    cost: int = 0
+    #: Flows that have any of it.
+    num_flows: int = 0
+    #: Whether there may be more than was counted.
+    is_at_least: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What goes before a waiting task, by where it is."""
+
+    #: In its own flow.
+    flow: Ahead
+    #: In other flows of its class.
+    others: Ahead
+    #: In other classes; those that are not before it are left out.
+    classes: dict[str, Ahead]
+
+    @property
+    def num_tasks(self) -> int:
+        return sum(part.num_tasks for part in self._parts())
+
+    @property
+    def cost(self) -> int:
+        return sum(part.cost for part in self._parts())
+
+    @property
+    def is_at_least(self) -> bool:
+        return any(part.is_at_least for part in self._parts())
+
+    def _parts(self) -> tuple[Ahead, ...]:
+        return self.flow, self.others, *self.classes.values()

@@ -33,6 +33,7 @@ class Ledger:
         self._queued: list[Callable[[str], None]] = []
         self._lease_ended: list[Callable[[str, int, str], None]] = []
         self._desired: list[Callable[[], None]] = []
+        self._changes: list[Callable[[tuple[Change, ...]], None]] = []
         store.listen(self._hear)
 
     def __repr__(self) -> str:
@@ -52,6 +53,11 @@ class Ledger:
     def on_desired_replicas(self, listener: Callable[[], None]) -> None:
         """``listener()``: an operator has set how many replicas a model should have."""
         self._desired.append(listener)
+
+    def on_changes(self, listener: Callable[[tuple[Change, ...]], None]) -> None:
+        """``listener(changes)``: this process has changed tasks. It is called for every command,
+        before the command's caller goes on, and must be quick and raise nothing."""
+        self._changes.append(listener)
 
     # -- commands
 
@@ -91,6 +97,9 @@ class Ledger:
             return
         for change in outcome.changes:
             self.watchers.tell(change.task, change.chunks)
+        if outcome.changes:
+            for listener in self._changes:
+                listener(outcome.changes)
         self._tell_models({c.task.model: None for c in outcome.changes if _is_queued(c)})
         for change in outcome.changes:
             if (lease := change.ended_lease) is not None and lease.runner is not None:

@@ -121,11 +121,24 @@ class Operations:
         self, tenant: str, role: Role = Role.TENANT, name: str = ""
     ) -> tuple[Key, str]:
         """A new key, and how it is written: this once, for only its hash is kept."""
-        secret = secrets.token_urlsafe(32)
-        key_id = "".join(secrets.choice(_KEY_ID_ALPHABET) for _ in range(12))
-        key = Key(key_id, tenant, role, keys.hashed(secret), self._ledger.clock.now(), name)
+        key, written = _new_key(tenant, role, name, self._ledger.clock.now())
         await self._ledger.store.run(lambda tx: tx.put_key(key))
-        return key, keys.written(key_id, secret)
+        return key, written
+
+    async def rotate_key(self, key_id: str) -> tuple[Key, str]:
+        """A new key in the place of a valid one, which is revoked. Raises KeyNotFound."""
+        now = self._ledger.clock.now()
+
+        def command(tx: Transaction) -> tuple[Key, str]:
+            old = tx.key(key_id)
+            if old is None or old.revoked_at is not None:
+                raise KeyNotFound(key_id)
+            tx.put_key(replace(old, revoked_at=now))
+            key, written = _new_key(old.tenant, old.role, old.name, now)
+            tx.put_key(key)
+            return key, written
+
+        return await self._ledger.store.run(command)
 
     async def revoke_key(self, key_id: str) -> Key:
         """Idempotent. Raises KeyNotFound."""
@@ -188,6 +201,12 @@ class Operations:
                 f"num_replicas is {num_replicas}; allowed is 0 or more", field="num_replicas"
             )
         await self._ledger.set_desired(lambda tx: tx.put_desired_replicas(model, num_replicas))
+
+
+def _new_key(tenant: str, role: Role, name: str, now: float) -> tuple[Key, str]:
+    secret = secrets.token_urlsafe(32)
+    key_id = "".join(secrets.choice(_KEY_ID_ALPHABET) for _ in range(12))
+    return Key(key_id, tenant, role, keys.hashed(secret), now, name), keys.written(key_id, secret)
 
 
 def _check(field: str, value: int | Unchanged | None, most: int) -> None:

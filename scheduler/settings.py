@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from scheduler import plugins, policies
@@ -61,6 +61,41 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         5, ge=1, description="Attempts a task may lose to faults of machines before it fails."
     )
+    retry_first_s: float = Field(
+        1.0,
+        ge=0,
+        description="Seconds a task waits after its second lost attempt; each doubles it.",
+    )
+    retry_most_s: float = Field(
+        60.0, ge=0, description="Most seconds a task waits after a lost attempt."
+    )
+    preempt_after_s: float = Field(
+        2.0,
+        ge=0,
+        description="Seconds a higher class waits until work of a lower one is parked; 0: never.",
+    )
+    preempt_slice_s: float = Field(
+        5.0, ge=0, description="Seconds for which begun work is not parked."
+    )
+    retention_s: float = Field(
+        7 * 24 * 3600.0,
+        ge=0,
+        description="Seconds for which a task is kept after its end; 0: for ever.",
+    )
+    max_queued: int = Field(
+        1_000_000, ge=1, description="Tasks that may be queued, of all tenants together."
+    )
+    min_free_disk_bytes: int = Field(
+        512 * 1024 * 1024,
+        ge=0,
+        description="Bytes of the store's disk kept for accepted work; with less, new is refused.",
+    )
+    require_keys: bool = Field(
+        False, description="Whether every request needs a key, and operators' an operator's."
+    )
+    api_key: SecretStr = Field(
+        SecretStr(""), description="Key that the command line shows to the gateway; empty: none."
+    )
     policy: str = Field(
         "virtual_time",
         description="How tenants share a model: a file in scheduler/policies.",
@@ -101,7 +136,8 @@ class Settings(BaseSettings):
 
     def to_environment(self) -> dict[str, str]:
         """The settings as environment variables, for a child process; paths are made absolute."""
-        return {PREFIX + name.upper(): _as_text(value) for name, value in self.model_dump().items()}
+        values = self.model_dump(exclude={"api_key"})  # A key is for the command line alone.
+        return {PREFIX + name.upper(): _as_text(value) for name, value in values.items()}
 
 
 def load(given: Mapping[str, Any] | None = None) -> Settings:

@@ -36,6 +36,10 @@ from scheduler.task import (
 
 #: Tasks that one command of a sweep moves, so that others get their turn in between.
 SWEEP_BATCH = 500
+#: Tasks that one command of a purge removes: each may have thousands of chunks.
+PURGE_BATCH = 50
+#: Seconds between two commands of a purge, so that it takes no more than its share of the store.
+PURGE_PAUSE_S = 0.02
 #: Chunks a watcher reads from the journal at once.
 WATCH_PAGE = 1000
 #: Seconds until a watcher tries again to read from a store that refused.
@@ -250,11 +254,12 @@ class TaskBook:
         num_removed = 0
         while True:
             some = await self.ledger.store.run(
-                lambda tx: moves.purge(tx, finished_before, SWEEP_BATCH)
+                lambda tx: moves.purge(tx, finished_before, PURGE_BATCH)
             )
             num_removed += some
-            if some < SWEEP_BATCH:
+            if some < PURGE_BATCH:
                 return num_removed
+            await asyncio.sleep(PURGE_PAUSE_S)
 
     async def extend_all(self) -> int:
         """Give every live lease a full term: the control plane was away, the runners were not."""
@@ -286,12 +291,18 @@ class TaskBook:
                 last = max(last, task.num_moves)
                 if is_news:
                     yield TaskEvent("state", cursor, task=task)
+                if chunks and chunks[0].seq > cursor:
+                    # What came before was written by another control plane, whose word of it is
+                    # still under way.
+                    chunks = []
                 for chunk in chunks:
                     cursor = chunk.seq + 1
                     yield TaskEvent("chunk", cursor, chunk=chunk)
                 if task.state.is_final and cursor >= task.num_chunks:
                     yield TaskEvent("end", cursor, task=task)
                     return
+                if cursor < task.num_chunks:
+                    watcher.fall_behind()
         finally:
             self.ledger.watchers.detach(watcher)
 

@@ -158,6 +158,8 @@ class Link:
         result = json.loads(outcome.finish.result_json)
         try:
             task = await self._book.succeed(lease.task_id, lease.fence, result, chunks)
+        except UnicodeError:
+            raise  # the result's fault, not the order's
         except ValueError as gap:
             raise _OutOfStep(str(gap)) from gap
         return task.num_chunks

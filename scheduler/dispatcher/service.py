@@ -32,7 +32,6 @@ from scheduler.task_book import TaskBook
 
 log = structlog.get_logger(__name__)
 
-PROTOCOL: Final = 1
 #: Options of a gRPC server that runners connect to: they ping every few seconds, which a server
 #: takes for an attack by default.
 SERVER_OPTIONS: Final = (
@@ -152,18 +151,9 @@ class Dispatcher(rpc.RunnerServiceServicer):
         context: grpc.aio.ServicerContext[pb.RunnerMessage, pb.ControlMessage],
     ) -> pb.Hello:
         first = await anext(aiter(request_iterator), pb.RunnerMessage())
-        hello = first.hello
-        if first.WhichOneof("body") != "hello" or not hello.runner_id or not hello.session_id:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "a runner's first message is a hello with runner_id and session_id",
-            )
-        if hello.protocol != PROTOCOL:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"the runner speaks protocol {hello.protocol}, this control plane {PROTOCOL}",
-            )
-        return hello
+        if (complaint := messages.complaint(first)) is not None:
+            await context.abort(*complaint)
+        return first.hello
 
     async def _welcome(self, hello: pb.Hello, link: Link) -> pb.ControlMessage:
         """Settle which leases the runner keeps, and what the journal lacks of each."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scheduler.errors import ClassNotAllowed, IdempotencyConflict, QuotaExceeded
+from scheduler.errors import ClassNotAllowed, IdempotencyConflict, InvalidRequest, QuotaExceeded
 from scheduler.flow import Tenant
 from scheduler.moves.base import Change, Outcome, Rules
 from scheduler.stores.base import Transaction
@@ -63,9 +63,11 @@ def admit(
     """Admit ``count`` tasks of this estimated cost together, or refuse all.
 
     Raises:
+        InvalidRequest: there is no such class.
         ClassNotAllowed: the tenant may not use the class.
         QuotaExceeded: says which quota, what it allows, and when to try again.
     """
+    _check_class(tx, priority_class)
     tenant = tx.tenant(tenant_name)
     if tenant.classes is not None and priority_class not in tenant.classes:
         raise ClassNotAllowed(tenant_name, priority_class, tenant.classes)
@@ -73,6 +75,12 @@ def admit(
         _check_queued(tx, tenant, count, tenant.max_queued)
     if tenant.cost_per_minute is not None:
         tx.put_tenant(_spend(tenant, cost, tenant.cost_per_minute, now))
+
+
+def _check_class(tx: Transaction, priority_class: str) -> None:
+    if priority_class not in (known := tx.class_weights()):
+        message = f"there is no class {priority_class!r}; there are: {', '.join(sorted(known))}"
+        raise InvalidRequest(f"class: {message}", field="class")
 
 
 def _check_queued(tx: Transaction, tenant: Tenant, count: int, limit: int) -> None:

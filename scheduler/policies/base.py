@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Load:
     num_in_flight: int
     #: Weight of every flow, in thousandths.
     weights_permille: Mapping[str, int]
+    #: Whether flows may be overtaken.
+    has_overtaking: bool = False
 
 
 class Policy(Protocol):
@@ -67,6 +70,11 @@ class Policy(Protocol):
         """The band after the last flow that took part has left it."""
         ...
 
+    def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
+        """Whether ``flow`` may go before ``front``, which is the next: for the sake of those who
+        come, and no further than by one task."""
+        ...
+
     def bound(self, load: Load) -> dict[str, float] | None:
         """How unfair it can be: while two flows of a band both take part, what they are charged,
         divided by their weights, drifts apart by no more than the sum of their two bounds.
@@ -74,4 +82,9 @@ class Policy(Protocol):
         Returns:
             The bound of each flow of ``load``, in weighted tokens at weight 1; None: it has none.
         """
+        ...
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        """An estimate of what other flows of the band send before the task, when ``cost`` goes
+        before it in its own; nothing new coming in, and every cost being what was estimated."""
         ...

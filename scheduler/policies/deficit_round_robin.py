@@ -26,11 +26,12 @@ band's floor.
 
 from __future__ import annotations
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.policies import base
 from scheduler.policies.base import Load
 from scheduler.records import changed
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
 
 #: What a flow of weight 1 is owed more in each round, in weighted tokens.
 QUANTUM = 2048
@@ -76,12 +77,21 @@ class Policy(base.Policy):
     def leave(self, flow: Flow, band: Band) -> Band:
         return band
 
+    def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
+        return _missing(tx, flow) <= 0
+
     def bound(self, load: Load) -> dict[str, float] | None:
         settlement = load.num_in_flight * (load.excess + load.refund)
         return {
             name: 1.5 * QUANTUM + 1000 * (load.charge + settlement) / weight
             for name, weight in load.weights_permille.items()
         }
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        # In as many rounds as its flow needs, every other flow is owed as much by weight; who is
+        # before it in the ring, one round more, which counts as half a quantum for everybody.
+        share = cost * 1000 // tx.tenant(flow.tenant).weight_permille
+        return tx.waiting_below(flow, (share + QUANTUM // 2) * SCALE, is_relative=True)
 
 
 def _skip_rounds(tx: Transaction, band: Band) -> None:

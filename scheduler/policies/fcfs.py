@@ -10,11 +10,15 @@ The moment its head was accepted, in microseconds, is kept as a flow's virtual t
 
 from __future__ import annotations
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.policies import base
 from scheduler.policies.base import Load
 from scheduler.records import changed
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
+
+#: Tasks that are counted to say what is before one.
+MAX_COUNTED = 10_000
 
 
 class Policy(base.Policy):
@@ -40,5 +44,11 @@ class Policy(base.Policy):
     def leave(self, flow: Flow, band: Band) -> Band:
         return band
 
+    def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
+        return True
+
     def bound(self, load: Load) -> dict[str, float] | None:
         return None
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        return tx.queued_before(task, MAX_COUNTED)

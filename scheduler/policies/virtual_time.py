@@ -23,18 +23,20 @@ over any time in which both take part
 for the service S they are charged, and K times the largest cost more for what is really done of it.
 Nothing is assumed of the number, speed or failures of servers, and nothing grows with time but
 rounding: a thousandth of a token for each charge. With exact costs it is E / phi_f + E / phi_g, the
-bound of start-time fair queueing; charging the prompt first, it is VTC's.
+bound of start-time fair queueing; charging the prompt first, it is VTC's. Where flows may be
+overtaken (by one that is ahead by no more than its next task costs), E counts twice.
 
 It does not know tasks or the time.
 """
 
 from __future__ import annotations
 
-from scheduler.flow import Band, Flow
+from scheduler.flow import Ahead, Band, Flow
 from scheduler.policies import base
 from scheduler.policies.base import Load
 from scheduler.records import changed
 from scheduler.stores.base import Transaction
+from scheduler.task import Task
 
 #: Units of virtual time in one weighted token at weight 1. Integers keep refunds exact; 64 bits
 #: hold nine trillion weighted tokens of a tenant at the least weight.
@@ -66,8 +68,25 @@ class Policy(base.Policy):
     def leave(self, flow: Flow, band: Band) -> Band:
         return changed(band, virtual_floor=max(band.virtual_floor, flow.virtual_time))
 
+    def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
+        head = tx.head(flow.model, flow.priority_class, flow.tenant)
+        assert head is not None, f"{flow} counts tasks that are not queued"
+        cost = max(head.estimated_cost - head.settled_cost, 0)
+        price = self.price(cost, tx.tenant(flow.tenant).weight_permille)
+        return flow.virtual_time <= front.virtual_time + price
+
     def bound(self, load: Load) -> dict[str, float] | None:
         phi = {name: weight / 1000 for name, weight in load.weights_permille.items()}
         refunds = sum(load.num_in_flight * load.refund / each for each in phi.values())
-        most = load.charge + load.num_in_flight * load.excess
+        charge = load.charge * (2 if load.has_overtaking else 1)
+        most = charge + load.num_in_flight * load.excess
         return {name: most / each + refunds for name, each in phi.items()}
+
+    def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
+        # The task goes when its flow has been charged for what is before it; until then every other
+        # flow is served for as long as it stands below that.
+        stands_at = flow.virtual_time
+        if not flow.is_active:
+            stands_at = self.join(tx, flow, band)[0].virtual_time
+        price = self.price(cost, tx.tenant(flow.tenant).weight_permille)
+        return tx.waiting_below(flow, stands_at + price)

@@ -16,7 +16,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
-from scheduler.flow import CLASS_WEIGHTS, DEFAULT_WEIGHT_PERMILLE, Band, Flow, Tenant
+from scheduler.flow import CLASS_WEIGHTS, DEFAULT_WEIGHT_PERMILLE, Ahead, Band, Flow, Tenant
 from scheduler.stores import base
 from scheduler.stores._connection import Connection
 from scheduler.stores._in_memory import PAGE, Turns
@@ -35,6 +35,38 @@ _ACTIVE = "WHERE model = ? AND priority_class = ? AND num_queued > 0 AND is_held
 _IN_TURN = "ORDER BY virtual_time, tenant LIMIT ?"
 _NEXT_FLOWS = f"{_FLOWS} {_ACTIVE} {_IN_TURN}"
 _NEXT_SMALL_FLOW = f"{_FLOWS} {_ACTIVE} AND num_leased < ? {_IN_TURN}"
+_OF_BAND = "f.model = ? AND f.priority_class = ? AND f.num_queued > 0 AND f.is_held = 0"
+_WAITING = (
+    "SELECT COALESCE(SUM(f.num_queued), 0), COALESCE(SUM(f.queued_cost), 0), COUNT(*)"
+    f" FROM flows AS f WHERE {_OF_BAND}"
+)
+#: Tasks that bring a flow up to the horizon; a little less than a half is added so that a part of a
+#: task counts as one and a rounding error does not.
+_WANTED = (
+    "ROUND(CAST(CASE WHEN f.queued_cost > 0 THEN"
+    " CAST({distance} AS DOUBLE PRECISION) * COALESCE(t.weight_permille, ?) / ? * f.num_queued"
+    " / f.queued_cost ELSE f.num_queued END AS DOUBLE PRECISION) + 0.4999)"
+)
+
+
+def _waiting_below(distance: str, condition: str) -> str:
+    wanted = _WANTED.format(distance=distance)
+    return (
+        "SELECT COALESCE(SUM(n), 0), COALESCE(SUM(n * queued_cost / num_queued), 0), COUNT(*) FROM ("
+        "SELECT num_queued, queued_cost, CASE WHEN wanted < 1 THEN 1"
+        " WHEN wanted > num_queued THEN num_queued ELSE wanted END AS n FROM ("
+        f"SELECT f.num_queued, f.queued_cost, {wanted} AS wanted"
+        " FROM flows AS f LEFT JOIN tenants AS t ON t.tenant = f.tenant"
+        f" WHERE {_OF_BAND} AND f.tenant <> ? AND {condition}) AS flows_wanted) AS cut"
+    )
+
+
+_BELOW: Final = _waiting_below(
+    "(? - f.virtual_time)", "(f.virtual_time < ? OR (f.virtual_time = ? AND f.tenant < ?))"
+)
+_AS_FAR: Final = _waiting_below("?", "1 = 1")
+#: Virtual time of a weighted token at a weight of a thousandth.
+_UNIT: Final = 1_000_000
 
 
 def upsert(table: str, columns: str, num_keys: int) -> str:
@@ -193,6 +225,19 @@ class Flows(base.FlowTables):
         self._flush_flows()
         return [_flow(row) for row in self._db.rows(f"{_FLOWS} {where}", *values)]
 
+    def waiting(self, model: str, priority_class: str) -> Ahead:
+        self._flush_flows()
+        row = self._db.row(_WAITING, model, priority_class)
+        return _ahead(row)
+
+    def waiting_below(self, flow: Flow, horizon: int, *, is_relative: bool = False) -> Ahead:
+        self._flush_flows()
+        band = (flow.model, flow.priority_class, flow.tenant)
+        given = (horizon, DEFAULT_WEIGHT_PERMILLE, _UNIT, *band)
+        if is_relative:
+            return _ahead(self._db.row(_AS_FAR, *given))
+        return _ahead(self._db.row(_BELOW, *given, horizon, horizon, flow.tenant))
+
     # -- bands
 
     def bands(self, model: str) -> Iterable[Band]:
@@ -287,6 +332,10 @@ class Flows(base.FlowTables):
 
     def put_desired_replicas(self, model: str, num_replicas: int) -> None:
         self._db.write(_PUT_REPLICAS, model, num_replicas)
+
+
+def _ahead(row: Any) -> Ahead:
+    return Ahead(round(row[0]), round(row[1]), int(row[2]))
 
 
 _flow_getter = attrgetter(*(field.name for field in fields(Flow)))

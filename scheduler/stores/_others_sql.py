@@ -16,6 +16,7 @@ from scheduler.task import Task, TaskState
 _BULK_COLUMNS: Final = ", ".join(field.name for field in fields(Bulk))
 _BULKS: Final = f"SELECT {_BULK_COLUMNS} FROM bulks"
 _PUT_BULK: Final = upsert("bulks", _BULK_COLUMNS, 1)
+_UNFINISHED: Final = ", ".join(f"'{state.value}'" for state in TaskState if not state.is_final)
 _KEY_COLUMNS: Final = "id, tenant, role, secret_hash, created_at, name, revoked_at"
 _PUT_KEY: Final = upsert("tenant_keys", _KEY_COLUMNS, 1)
 
@@ -51,6 +52,29 @@ class Others(Tasks, base.OtherTables):
     def bulk_tasks(self, bulk_id: str, start: int, limit: int) -> list[Task]:
         where = "WHERE bulk_id = ? AND bulk_index >= ? ORDER BY bulk_index LIMIT ?"
         return self._tasks(self._db.rows(f"{SELECT} {where}", bulk_id, start, limit))
+
+    def bulk_unfinished(self, bulk_id: str, limit: int) -> list[Task]:
+        where = f"WHERE bulk_id = ? AND state IN ({_UNFINISHED}) LIMIT ?"
+        return self._tasks(self._db.rows(f"{SELECT} {where}", bulk_id, limit))
+
+    def bulks_left_open(self, created_before: float, limit: int) -> list[Bulk]:
+        where = "WHERE closed_at IS NULL AND created_at < ? ORDER BY id LIMIT ?"
+        return [Bulk(*row) for row in self._db.rows(f"{_BULKS} {where}", created_before, limit)]
+
+    def bulks_to_cancel(self, limit: int) -> list[Bulk]:
+        has_some = (
+            "EXISTS (SELECT 1 FROM tasks WHERE tasks.bulk_id = bulks.id"
+            f" AND tasks.state IN ({_UNFINISHED}))"
+        )
+        where = f"WHERE cancelled_at IS NOT NULL AND {has_some} ORDER BY id LIMIT ?"
+        return [Bulk(*row) for row in self._db.rows(f"{_BULKS} {where}", limit)]
+
+    def delete_bulks(self, closed_before: float, limit: int) -> int:
+        has_none = "NOT EXISTS (SELECT 1 FROM tasks WHERE tasks.bulk_id = bulks.id)"
+        where = f"WHERE closed_at < ? AND {has_none} ORDER BY id LIMIT ?"
+        ids = self._db.rows(f"SELECT id FROM bulks {where}", closed_before, limit)
+        self._db.write_many("DELETE FROM bulks WHERE id = ?", ids)
+        return len(ids)
 
     def put_key(self, key: Key) -> None:
         role, revoked = key.role.value, key.revoked_at

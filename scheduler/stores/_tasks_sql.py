@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from handlers.wire import TokenLogprob, logprob_document, parse_logprob
+from scheduler.flow import Ahead
 from scheduler.records import changed
 from scheduler.stores import base
 from scheduler.stores._connection import Connection, Row
@@ -159,6 +160,18 @@ class Tasks(base.TaskTables):
         row = self._db.row(statement, *flow, task.priority, task.priority, *at, *at, task.id, limit)
         assert row is not None
         return int(row[0]), int(row[1])
+
+    def queued_before(self, task: Task, limit: int) -> Ahead:
+        statement = (
+            "SELECT COUNT(*), COALESCE(SUM(cost), 0), COUNT(DISTINCT tenant) FROM ("
+            " SELECT tenant, estimated_cost - settled_cost AS cost FROM tasks"
+            " WHERE state = 'queued' AND model = ? AND priority_class = ? AND tenant <> ? AND id < ?"
+            " LIMIT ?) AS before_it"
+        )
+        flow = (task.model, task.priority_class, task.tenant)
+        row = self._db.row(statement, *flow, task.id, limit)
+        assert row is not None
+        return Ahead(int(row[0]), int(row[1]), int(row[2]), int(row[0]) >= limit)
 
     def due(self, now: float, limit: int) -> list[Task]:
         return self._tasks(self._db.rows(_DUE, now, limit))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from scheduler.bulk import Bulk
-from scheduler.flow import Band, Flow, Tenant
+from scheduler.flow import Ahead, Band, Flow, Tenant
 from scheduler.keys import Key
 from scheduler.task import Attempt, JournalChunk, Task, TaskState
 
@@ -74,6 +74,11 @@ class TaskTables(Protocol):
     def ahead(self, task: Task, limit: int) -> tuple[int, int]:
         """How many tasks of a queued task's flow go before it, and their estimated cost; no more
         than ``limit`` are counted."""
+        ...
+
+    def queued_before(self, task: Task, limit: int) -> Ahead:
+        """Queued tasks of the task's band that were accepted before it, its own flow's left out; no
+        more than ``limit`` are counted."""
         ...
 
     def due(self, now: float, limit: int) -> list[Task]:
@@ -170,6 +175,20 @@ class FlowTables(Protocol):
 
     def put_band(self, band: Band) -> None: ...
 
+    def waiting(self, model: str, priority_class: str) -> Ahead:
+        """All that waits in the active flows of a band."""
+        ...
+
+    def waiting_below(self, flow: Flow, horizon: int, *, is_relative: bool = False) -> Ahead:
+        """What other active flows of the band send until each reaches a virtual time.
+
+        A flow sends its tasks, each of its flow's mean cost and one at least, until what they cost,
+        at its tenant's weight, has brought it from where it stands to ``horizon``; flows that stand
+        there already send none. ``is_relative``: every flow goes as far as ``horizon`` from where it
+        stands.
+        """
+        ...
+
     def virtual_floor(self, model: str) -> int:
         """Where the bands' virtual time stood when the model's last one fell silent; 0 at first."""
         ...
@@ -228,6 +247,23 @@ class OtherTables(Protocol):
 
     def bulk_tasks(self, bulk_id: str, start: int, limit: int) -> list[Task]:
         """Its tasks from place ``start`` on, in order."""
+        ...
+
+    def bulk_unfinished(self, bulk_id: str, limit: int) -> list[Task]:
+        """Up to ``limit`` of its tasks that have not ended."""
+        ...
+
+    def bulks_left_open(self, created_before: float, limit: int) -> list[Bulk]:
+        """Bulks begun before a moment that are not closed yet."""
+        ...
+
+    def bulks_to_cancel(self, limit: int) -> list[Bulk]:
+        """Bulks that were cancelled and have tasks that have not ended."""
+        ...
+
+    def delete_bulks(self, closed_before: float, limit: int) -> int:
+        """Remove up to ``limit`` bulks that were closed before a moment and have no tasks left; how
+        many."""
         ...
 
     def put_key(self, key: Key) -> None: ...

@@ -49,9 +49,29 @@ def rules(*, max_attempts: int = 5, lease_ttl_s: float = 10.0) -> Rules:
 @contextmanager
 def memory_transaction() -> Iterator[Transaction]:
     """A transaction on an empty database in memory, for commands run one after the other."""
-    with closing(sqlite3.connect(sqlite.MEMORY, isolation_level=None)) as connection:
-        connection.deserialize(empty_database())
-        yield SqlTransaction(sqlite.Database(connection))
+    with MemoryDisk() as disk:
+        yield disk.transaction
+
+
+class MemoryDisk:
+    """A database in memory that outlives what has been read of it."""
+
+    def __init__(self) -> None:
+        self._connection = sqlite3.connect(sqlite.MEMORY, isolation_level=None)
+        self._connection.deserialize(empty_database())
+        self.transaction = SqlTransaction(sqlite.Database(self._connection))
+
+    def __enter__(self) -> MemoryDisk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def restart(self) -> SqlTransaction:
+        """Write down what is not written yet, and forget everything else."""
+        self.transaction.flush()
+        self.transaction = SqlTransaction(sqlite.Database(self._connection))
+        return self.transaction
 
 
 @functools.cache
@@ -71,6 +91,7 @@ def problems(tx: Transaction) -> list[str]:
             found += _problems_of_flow(
                 flow, [task for task in tasks if _flow_of(task) == _key(flow)]
             )
+        found += _problems_of_holds(tx, flows)
         for band in tx.bands(model):
             own = [flow for flow in flows if flow.priority_class == band.priority_class]
             num_active = sum(flow.is_active for flow in own)
@@ -85,6 +106,15 @@ def _flow_of(task: Task) -> tuple[str, str, str]:
 
 def _key(flow: Flow) -> tuple[str, str, str]:
     return flow.model, flow.priority_class, flow.tenant
+
+
+def _problems_of_holds(tx: Transaction, flows: list[Flow]) -> Iterator[str]:
+    for tenant in {flow.tenant for flow in flows}:
+        own, limit = tx.flows_of(tenant), tx.tenant(tenant).max_in_flight
+        should = limit is not None and sum(flow.num_leased for flow in own) >= limit
+        for flow in own:
+            if flow.is_held != should:
+                yield f"{flow} should have is_held={should}"
 
 
 def _problems_of_flow(flow: Flow, own: list[Task]) -> Iterator[str]:

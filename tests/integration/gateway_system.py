@@ -19,12 +19,15 @@ from aiohttp import web
 
 from handlers.model_config import ModelConfig, Source
 from handlers.wire import TokenLogprob
+from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
 from scheduler.cluster_view import NodeView, ReplicaView
 from scheduler.errors import StaleLease
+from scheduler.explainer import Explainer
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
+from scheduler.gateway.pressure import Pressure
 from scheduler.gateway.tokens import open_counters
 from scheduler.operations import Operations
 from scheduler.stores.sqlite import Store
@@ -186,6 +189,12 @@ class GatewaySystem:
     def __init__(self, path: Path | str = ":memory:", has_runner: bool = True) -> None:
         self._path = path
         self.runner = PlayedRunner() if has_runner else None
+        #: What the next opening is given.
+        self.max_attempts = 5
+        self.max_queued = 1000
+        self.require_keys = False
+        #: Bytes that the store's disk has left; as many as that are kept.
+        self.free_bytes = 1000
         self.cluster = PlayedCluster()
         self.http_port = 0
         self.grpc_port = 0
@@ -194,12 +203,29 @@ class GatewaySystem:
         """Listen, at the same ports as the time before."""
         self.store = Store(self._path)
         clock = SystemClock()
-        self.book = TaskBook(self.store, clock, lease_ttl_s=30.0)
+        self.book = TaskBook(self.store, clock, lease_ttl_s=30.0, max_attempts=self.max_attempts)
         if self.runner is not None:
             self.runner.attach(self.book)
-        operations = Operations(self.book.ledger, self.book.rules.queue)
+        self.operations = Operations(self.book.ledger, self.book.rules.queue)
+        self.pressure = Pressure(
+            self.book.depth,
+            lambda: self.free_bytes,
+            max_queued=self.max_queued,
+            min_free_disk_bytes=1000,
+        )
+        await self.pressure.look()
+        replicas = {name: config.num_replicas for name, config in MODELS.items()}
         self.front = Front(
-            self.book, operations, MODELS, open_counters(MODELS), self.cluster, clock
+            self.book,
+            self.operations,
+            MODELS,
+            open_counters(MODELS),
+            self.cluster,
+            clock,
+            BulkBook(self.book.ledger, self.book.rules, self.book.new_id),
+            Explainer(self.book.ledger, self.book.rules, self.cluster, replicas),
+            pressure=self.pressure,
+            require_keys=self.require_keys,
         )
         self.http: web.AppRunner = await open_http(
             self.front, "127.0.0.1", self.http_port, MAX_BODY_BYTES

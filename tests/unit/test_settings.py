@@ -49,6 +49,16 @@ def test_a_child_process_reads_back_the_same_settings(monkeypatch: pytest.Monkey
     assert child.state == parent.state.absolute()
 
 
+def test_a_key_is_neither_shown_nor_handed_to_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLAIT_API_KEY", "plait_secret")
+
+    settings = load()
+
+    assert settings.api_key.get_secret_value() == "plait_secret"
+    assert "secret" not in repr(settings)
+    assert "PLAIT_API_KEY" not in settings.to_environment()
+
+
 def test_every_setting_has_a_sentence() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name

@@ -292,3 +292,18 @@ async def test_a_setting_out_of_range_is_refused_by_name(stage: Stage) -> None:
         await operations.set_tenant("ann", TenantChange(weight_permille=0))
     with pytest.raises(InvalidRequest, match="num_replicas is -1; allowed is 0 or more"):
         await operations.set_desired_replicas(MODEL, -1)
+
+
+async def test_what_another_control_plane_wrote_before_is_read_first(stage: Stage) -> None:
+    await stage.submit()
+    await stage.claim()
+    events = stage.watch()
+    await anext(events)
+    elsewhere = TaskBook(stage.book.ledger.store, stage.clock, lease_ttl_s=10.0)
+
+    await elsewhere.append(stage.id, 1, [chunk(0)])
+    await stage.book.append(stage.id, 1, [chunk(1)])
+    await elsewhere.append(stage.id, 1, [chunk(2)])
+    await stage.book.succeed(stage.id, 1, {})
+
+    assert await everything(events) == ["chunk 0", "chunk 1", "chunk 2", "end succeeded"]

@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 #: Seconds that a command or a query takes.
 FASTEST_S, SLOWEST_S = 0.0005, 0.01
+#: The most that a slow command takes.
+SLOW_S = 8.0
 #: Seconds until another control plane hears of what was written.
 NEWS_S = 0.05
 
@@ -120,6 +122,7 @@ class Store(base.Store):
 
     def __init__(self, disk: Disk, process: Process, rng: random.Random) -> None:
         self._disk, self._process, self._rng = disk, process, rng
+        self.is_shared = disk.is_shared
         self._told: list[base.News] = []
         self._transaction = disk.transaction()
         self._transaction._tell = self._told.append
@@ -128,12 +131,13 @@ class Store(base.Store):
         self._listeners: list[Callable[[base.News | None], None]] = []
         disk.stores.append(self)
 
-    async def run(self, command: Callable[[base.Transaction], T]) -> T:
-        async with self._turn:
-            await self._pause()
-            value = await self._run(command)
-            await self._pause()
-            return value
+    async def run(
+        self,
+        command: Callable[[base.Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None = None,
+    ) -> T:
+        # As part of the process and not of the caller: one that goes away does not take it back.
+        return await asyncio.shield(self._process.start(self._commit(command, then)))
 
     async def read(self, query: Callable[[base.Transaction], T]) -> T:
         await self._pause()
@@ -148,6 +152,27 @@ class Store(base.Store):
 
     async def close(self) -> None:
         self._disk.stores.remove(self)
+
+    async def _commit(
+        self,
+        command: Callable[[base.Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None,
+    ) -> T:
+        async with self._turn:
+            await self._pause()
+            if self._disk.faults.strike("store was slow"):
+                await asyncio.sleep(self._rng.uniform(0.0, SLOW_S))
+            value, error = None, None
+            try:
+                value = await self._run(command)
+            except Exception as raised:
+                error = raised
+            await self._pause()
+            if then is not None:
+                then(value, error)
+            if error is not None:
+                raise error
+            return cast(T, value)
 
     async def _run(self, command: Callable[[base.Transaction], T]) -> T:
         self._refuse_if_broken()

@@ -30,7 +30,12 @@ class Pipe(Generic[T]):
         self._network = network
         self._arrived: asyncio.Queue[T | None] = asyncio.Queue()
         self._last_at = 0.0
+        self._late_s = 0.0
         self._is_broken = False
+
+    def slow_down(self, late_s: float) -> None:
+        """From now on everything takes so much longer."""
+        self._late_s = late_s
 
     def put(self, message: T) -> None:
         """Send; into the void once it is broken."""
@@ -55,7 +60,8 @@ class Pipe(Generic[T]):
 
     def _deliver(self, message: T | None) -> None:
         loop, network = asyncio.get_running_loop(), self._network
-        earliest = max(loop.time() + network.delay(), network.stands_still_until)
+        soonest = loop.time() + network.delay() + self._late_s
+        earliest = max(soonest, network.stands_still_until)
         # Timers of one moment come in any order.
         self._last_at = max(self._last_at + 1e-6, earliest)
         loop.call_at(self._last_at, self._arrived.put_nowait, message)
@@ -74,6 +80,13 @@ class Stream:
         """End both directions in order."""
         self.up.end()
         self.down.end()
+
+    async def half_open(self, rng: random.Random) -> None:
+        """What the runner sends is late, and after a while it thinks the stream broken and opens
+        another; the control plane hears it out on the old one."""
+        self.up.slow_down(rng.uniform(0.5, 10.0))
+        await asyncio.sleep(rng.uniform(0.1, 2.0))
+        self.down.end(is_lossy=True)
 
     def tear(self, rng: random.Random) -> None:
         """Break it: each direction for itself, with or without what is under way. The control plane

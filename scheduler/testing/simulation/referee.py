@@ -47,7 +47,9 @@ class Seen:
 
     def load(self, weights_permille: Mapping[str, int]) -> Load:
         charge, most = self.charge, self.num_in_flight
-        return Load(charge, self.excess, self.refund, most, weights_permille)
+        return Load(
+            charge, self.excess, self.refund, most, weights_permille, has_overtaking=True
+        )
 
 
 class Referee:

@@ -15,9 +15,11 @@ MODEL = "demo"
 EVENTS = {
     "control plane crashed": 12.0,
     "runner crashed": 12.0,
+    "runner gone for good": 40.0,
     "runner stalled": 15.0,
     "worker lost": 6.0,
     "stream broke": 6.0,
+    "stream half open": 8.0,
     "network stalled": 20.0,
     "store refused for a while": 25.0,
     "clock jumped": 15.0,
@@ -31,6 +33,7 @@ CHANCES = {
     "request delayed": 0.10,
     "watcher's stream broke": 0.04,
     "news lost": 0.05,
+    "store was slow": 0.01,
     "store refused": 0.03,
     "store wrote and lost its answer": 0.03,
     "crashed before a command": 0.004,
@@ -48,6 +51,8 @@ class Tenant:
     interval_s: float
     #: New tokens of a task, at most.
     max_tokens: int
+    #: What it estimates, in parts of the true cost.
+    estimates: tuple[float, ...]
     max_in_flight: int | None
     max_queued: int | None
     cost_per_minute: int | None
@@ -88,7 +93,7 @@ def draw(seed: str) -> Scenario:
     return Scenario(
         seed=seed,
         policy=rng.choice(["virtual_time"] * 6 + ["deficit_round_robin", "fcfs"]),
-        num_control_planes=rng.choice([1, 1, 1, 2, 3]),
+        num_control_planes=rng.choice([1, 1, 2, 3]),
         capacities=(1, 1) if is_fairness_run else tuple(rng.choices([1, 2, 3], k=rng.randint(1, 3))),
         tenants=tenants,
         faults=faults,
@@ -109,6 +114,7 @@ def _mixed(rng: random.Random) -> tuple[Tenant, ...]:
             num_tasks=rng.randint(4, 16),
             interval_s=rng.choice([0.0, 1.0, 5.0]),
             max_tokens=rng.choice([4, 12, 24]),
+            estimates=(0.5, 1.0, 1.0, 2.0),
             max_in_flight=rng.choice([None, None, 1, 2]),
             max_queued=rng.choice([None, None, None, 4]),
             cost_per_minute=rng.choice([None, None, None, 200]),
@@ -119,8 +125,20 @@ def _mixed(rng: random.Random) -> tuple[Tenant, ...]:
 
 def _contenders(rng: random.Random) -> tuple[Tenant, ...]:
     """Few tenants that always have something queued: who is treated unfairly shows."""
-    same = rng.choice([("standard",), ("interactive", "batch")])
+    classes = rng.choice([("standard",), ("standard",), ("interactive", "batch")])
+    estimates = rng.choice([(1.0,), (1.0,), (0.5, 1.0, 2.0)])
     return tuple(
-        Tenant(name, rng.choice([1000, 1000, 2000]), same, rng.randint(20, 30), 0.0, 3, None, None, None)
+        Tenant(
+            name=name,
+            weight_permille=rng.choice([1000, 1000, 3000]),
+            priority_classes=classes,
+            num_tasks=rng.randint(40, 60),
+            interval_s=0.0,
+            max_tokens=3,
+            estimates=estimates,
+            max_in_flight=None,
+            max_queued=None,
+            cost_per_minute=None,
+        )
         for name in ("ann", "bob")
     )

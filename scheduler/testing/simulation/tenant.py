@@ -108,7 +108,7 @@ class Client:
             tenant.name,
             MODEL,
             document,
-            estimated_cost=max(1, round(cost * rng.choice([1, 1, 0.5, 2]))),
+            estimated_cost=max(1, round(cost * rng.choice(tenant.estimates))),
             prompt_cost=5,
             priority=rng.choice([0, 0, 5]),
             priority_class=rng.choice(tenant.priority_classes),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +51,8 @@ class Witness:
         #: What was asked for, by task: "cancel", "pause", "requeue", as it was sent.
         self.asked: set[tuple[str, str]] = set()
         self.num_commits = 0
+        #: How attempts ended.
+        self.attempts: Counter[str] = Counter()
         #: Of everything that was written, in order.
         self.digest = 0
         self.referee = referee
@@ -172,6 +175,7 @@ class Witness:
             self.report(f"promise 3: answer {answer} of {task_id} says {account.texts[answer]!r}")
 
     def _attempt(self, task_id: str, fence: int, outcome: str, reason: str) -> None:
+        self.attempts[outcome] += 1
         self._check_signature(reason, fence, task_id)
 
     def _removed(self, task_id: str) -> None:

@@ -6,10 +6,14 @@ Afterwards nothing may be missing: with every fault gone, everything that was ac
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+import structlog
 
 from scheduler import plugins, policies
 from scheduler.errors import PlaitError
@@ -32,8 +36,8 @@ from scheduler.testing.tasks import problems
 REST_S = 400.0
 #: Seconds between two looks at whether the store adds up.
 AUDIT_S = 8.0
-#: Seconds until a crashed process is started again, at most.
-DOWN_S = 8.0
+#: Seconds until a crashed process is started again, at most; mostly, and now and then.
+DOWN_S, LONG_DOWN_S = 8.0, 60.0
 
 
 @dataclass
@@ -47,6 +51,8 @@ class Report:
     num_tasks: int = 0
     num_commits: int = 0
     states: Counter[str] = field(default_factory=Counter)
+    #: How attempts ended.
+    attempts: Counter[str] = field(default_factory=Counter)
     virtual_s: float = 0.0
     #: Of everything that was written, in order: two runs of a seed have the same.
     digest: int = 0
@@ -72,6 +78,8 @@ class World:
         self.planes: list[ControlPlane | None] = [None] * num_planes
         self.runners: list[Runner | None] = [None] * len(scenario.capacities)
         self.clients: list[Client] = []
+        #: Runners that do not come back.
+        self._gone: set[str] = set()
         self._supervisor = Process("supervisor", self.witness.report)
 
     def rng(self, name: str) -> random.Random:
@@ -157,10 +165,15 @@ class World:
             for number, runner in enumerate(self.runners):
                 if runner is not None and not runner.process.is_alive:
                     self.runners[number] = None
-                    self._later(lambda number=number: self._start_runner(number))
+                    if runner.name not in self._gone:
+                        self._later(lambda number=number: self._start_runner(number))
 
     def _later(self, start: Callable[[], None]) -> None:
-        self.loop.call_later(self._chance.uniform(0.1, DOWN_S), start)
+        def start_unless_over() -> None:
+            if self._supervisor.is_alive:
+                start()
+
+        self.loop.call_later(self._chance.uniform(0.1, self._chance.choice([DOWN_S, DOWN_S, LONG_DOWN_S])), start_unless_over)
 
     def _bury(self, plane: ControlPlane) -> None:
         crash(plane, [s for s in self.network.streams if s.process is plane.process], self._chance)
@@ -191,10 +204,11 @@ class World:
             case "control plane crashed" if planes:
                 rng.choice(planes).process.kill()
             case "runner crashed" if runners:
+                self._crash(rng.choice(runners))
+            case "runner gone for good" if len(self._gone) + 1 < len(self.runners) and runners:
                 runner = rng.choice(runners)
-                runner.process.kill()
-                if runner.stream is not None:
-                    runner.stream.tear(rng)
+                self._gone.add(runner.name)
+                self._crash(runner)
             case "runner stalled" if runners:
                 seconds = rng.uniform(0.5, 3) * LEASE_TTL_S
                 self._supervisor.start(rng.choice(runners).stand_still(seconds))
@@ -202,6 +216,9 @@ class World:
                 return rng.choice(runners).lose_worker()
             case "stream broke" if self.network.streams:
                 rng.choice(list(self.network.streams)).tear(rng)
+            case "stream half open" if self.network.streams:
+                stream = rng.choice(list(self.network.streams))
+                self._supervisor.start(stream.half_open(rng))
             case "network stalled":
                 self.network.stands_still_until = now + rng.uniform(0.2, 2) * LEASE_TTL_S
             case "store refused for a while":
@@ -213,6 +230,11 @@ class World:
             case _:
                 return False
         return True
+
+    def _crash(self, runner: Runner) -> None:
+        runner.process.kill()
+        if runner.stream is not None:
+            runner.stream.tear(self._chance)
 
     def _jump(self, clock: Clock) -> None:
         """Several control planes keep their clocks together, or leases would mean nothing."""
@@ -282,9 +304,14 @@ class World:
         self._supervisor.kill()
 
 
-def simulate(seed: str) -> Report:
-    """Run a seed to its end."""
-    scenario = draw(seed)
+def simulate(seed: str, scenario: Scenario | None = None) -> Report:
+    """Run a seed to its end, in the scenario it draws unless another is given."""
+    scenario = scenario or draw(seed)
+    with _no_log():
+        return _simulate(scenario)
+
+
+def _simulate(scenario: Scenario) -> Report:
     loop = Loop()
     world = World(scenario, loop)
     witness = world.witness
@@ -300,13 +327,25 @@ def simulate(seed: str) -> Report:
         loop.close()
         world.disk.close()
     return Report(
-        seed=seed,
+        seed=scenario.seed,
         scenario=scenario,
         problems=witness.problems,
         faults=world.faults.injected,
         num_tasks=len(witness.accounts),
         num_commits=witness.num_commits,
         states=Counter(account.row["state"] for account in witness.accounts.values()),
+        attempts=witness.attempts,
         virtual_s=loop.time(),
         digest=witness.digest,
     )
+
+
+@contextmanager
+def _no_log() -> Iterator[None]:
+    """What fails here fails thousands of times, and none of it is news."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
