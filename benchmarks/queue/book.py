@@ -12,6 +12,7 @@ from abc import abstractmethod
 
 from benchmarks.queue.contenders import base
 from benchmarks.queue.contenders.base import Job, Setup
+from scheduler import interpreter
 from scheduler.clock import SystemClock
 from scheduler.stores.base import Store
 from scheduler.task import Grant
@@ -41,6 +42,7 @@ class BookContender(base.Awaiting):
         self.wait_for(self._store.close())
 
     async def _open(self) -> None:
+        interpreter.settle()
         self._store = await self.open_store()
         self._book = TaskBook(self._store, SystemClock(), lease_ttl_s=60)
         self._do = self.task()

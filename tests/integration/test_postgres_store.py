@@ -500,4 +500,4 @@ def test_the_newest_version_is_the_newest_file() -> None:
     from pathlib import Path
 
     folder = Path(_migrations.__file__).parent / "versions"
-    assert _migrations.HEAD == max(path.name[1:5] for path in folder.glob("v*.py"))
+    assert max(path.name[1:5] for path in folder.glob("v*.py")) == _migrations.HEAD
