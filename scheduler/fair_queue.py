@@ -15,6 +15,7 @@ task; flows, bands and floors are written here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scheduler.flow import Ahead, Band, Flow, Outlook
@@ -44,7 +45,18 @@ class FairQueue:
         self._policy = policy
 
     def __repr__(self) -> str:
-        return f"<FairQueue policy={type(self._policy).__module__.rpartition('.')[2]}>"
+        return f"<FairQueue policy={self._name}>"
+
+    @property
+    def _name(self) -> str:
+        return type(self._policy).__module__.rpartition(".")[2]
+
+    def adopt(self, tx: Transaction, models: Iterable[str]) -> None:
+        """Take over what another policy has kept of the models' flows, in units that are not this
+        one's: all begin anew, charged with what they have in flight."""
+        for band in [band for model in models for band in tx.bands(model)]:
+            if band.policy != self._name:
+                self._adopt(tx, band)
 
     # -- who goes next
 
@@ -163,7 +175,7 @@ class FairQueue:
         """The leased task has left the store's queue: see who is its flow's head now, and whether
         its tenant may have more in flight."""
         flow = self._flow(tx, task)
-        if flow.is_active and (after := self._policy.served(tx, flow)) != flow:
+        if flow.is_active and (after := self._policy.served(tx, flow)) is not flow:
             tx.put_flow(after)
         self.regulate(tx, task.tenant)
 
@@ -238,13 +250,31 @@ class FairQueue:
                 band = changed(band, virtual_time=self._join_bands(tx, band))
             after, band = self._policy.join(tx, after, band)
             tx.put_flow(after)
-            tx.put_band(changed(band, num_active=band.num_active + 1))
+            tx.put_band(changed(band, num_active=band.num_active + 1, policy=self._name))
             return
         tx.put_flow(after)
         band = changed(band, num_active=band.num_active - 1)
         if not band.num_active:
             band = self._policy.leave(after, band)
             self._leave_bands(tx, band)
+        tx.put_band(band)
+
+    def _adopt(self, tx: Transaction, band: Band) -> None:
+        model, priority_class = band.model, band.priority_class
+        for flow in tx.flows(model):
+            if flow.priority_class == priority_class:
+                tx.put_flow(changed(flow, virtual_time=0, deficit=0))
+        for task in tx.leases_of(model):
+            if task.priority_class == priority_class:
+                cost = (task.charged_cost - task.settled_cost) * task.cost_factor_permille // 1000
+                price, _ = self._prices(tx, task, cost)
+                tx.put_task(changed(task, charged_virtual_time=price))
+                tx.put_flow(self._policy.charge(self._flow(tx, task), price))
+        band = changed(band, virtual_floor=0, policy=self._name)
+        for flow in tx.flows(model):
+            if flow.priority_class == priority_class and flow.is_active:
+                joined, band = self._policy.join(tx, flow, band)
+                tx.put_flow(joined)
         tx.put_band(band)
 
     def _join_bands(self, tx: Transaction, band: Band) -> int:
