@@ -251,7 +251,8 @@ async def _control(
         store = sqlite.Store(settings.state / "plait.sqlite")
         stack.push_async_callback(store.close)
         rules = _rules(settings)
-        await store.run(lambda tx: [rules.queue.adopt(tx, model) for model in configs])
+        for model in configs:
+            await store.run(functools.partial(rules.queue.adopt, model=model))
         book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules)
         dispatcher = Dispatcher(
             book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
