@@ -15,6 +15,7 @@ task; flows, bands and floors are written here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scheduler.flow import Ahead, Band, Flow, Outlook
@@ -50,10 +51,10 @@ class FairQueue:
     def _name(self) -> str:
         return type(self._policy).__module__.rpartition(".")[2]
 
-    def adopt(self, tx: Transaction, model: str) -> None:
-        """Take over what another policy has kept of a model's flows, in units that are not this
+    def adopt(self, tx: Transaction, models: Iterable[str]) -> None:
+        """Take over what another policy has kept of the models' flows, in units that are not this
         one's: all begin anew, charged with what they have in flight."""
-        for band in list(tx.bands(model)):
+        for band in [band for model in models for band in tx.bands(model)]:
             if band.policy != self._name:
                 self._adopt(tx, band)
 
@@ -98,8 +99,8 @@ class FairQueue:
 
         The same rules that choose what goes next say what goes before: its flow has to be charged
         for what is ahead in it, until then other flows of its class are served while they stand
-        below, and until its class has been charged for all that, other classes. Nothing new comes in
-        meanwhile, and every cost is what was estimated.
+        below, and until its class has been charged for all that, other classes. Nothing new comes
+        in meanwhile, and every cost is what was estimated.
         """
         flow = self._flow(tx, task)
         own = self._before_in_flow(tx, task, flow)
@@ -121,7 +122,7 @@ class FairQueue:
         num_tasks, cost = tx.ahead(task, MAX_COUNTED)
         if num_tasks < MAX_COUNTED:
             return Ahead(num_tasks, cost, 1 if num_tasks else 0)
-        # Nobody waits for the count of a queue as long as this; the rest of it may be before or not.
+        # To count a queue as long as this takes too long; the rest of it may be before it or not.
         num_queued = max(flow.num_queued - 1, num_tasks)
         cost = max(flow.queued_cost - waiting_cost(task), cost)
         return Ahead(num_queued, cost, 1, is_at_least=True)
@@ -174,7 +175,7 @@ class FairQueue:
         """The leased task has left the store's queue: see who is its flow's head now, and whether
         its tenant may have more in flight."""
         flow = self._flow(tx, task)
-        if flow.is_active and (after := self._policy.served(tx, flow)) != flow:
+        if flow.is_active and (after := self._policy.served(tx, flow)) is not flow:
             tx.put_flow(after)
         self.regulate(tx, task.tenant)
 

@@ -39,9 +39,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def postgres() -> Iterator[Server]:
     """A PostgreSQL server, started when the first test asks for it."""
-    server = Server(tmp_path_factory.mktemp("pg"))
+    server = Server()
     yield server
     server.close()
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +25,10 @@ _TEMPLATE = "plait_template"
 class Server:
     """The server; databases are made of a template that is up to date."""
 
-    def __init__(self, folder: Path) -> None:
-        self._server = _open(folder)
+    def __init__(self) -> None:
+        # Not in pytest's folder: as root the server runs as another user, whom pytest keeps out.
+        self._folder = Path(tempfile.mkdtemp(prefix="plait-pg-"))
+        self._server = _open(self._folder)
         self._numbers = itertools.count()
         self._has_template = False
         self.execute("ALTER SYSTEM SET fsync = off")
@@ -63,6 +67,7 @@ class Server:
 
     def close(self) -> None:
         self._server.cleanup()
+        shutil.rmtree(self._folder)
 
     def _template(self) -> str:
         if not self._has_template:

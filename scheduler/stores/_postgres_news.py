@@ -74,8 +74,8 @@ def decode(text: str) -> tuple[str, News | None]:
             tuple((str(task), int(fence), str(runner)) for task, fence, runner in leases),
             bool(document.get("d")),
         )
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"not understood: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"no news of a control plane: {error}") from error
 
 
 def _dump(document: dict[str, Any]) -> str:

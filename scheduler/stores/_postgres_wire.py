@@ -71,13 +71,15 @@ class Wire:
         self._unsure: list[str] = []
         self._numbers = itertools.count()
         self._loaders: dict[str, list[Callable[[bytes], Any]]] = {}
+        #: Whether the server has said that it ends the session; the end itself may come later.
+        self._is_ended = False
         #: Answers that have not been read.
         self._num_due = 0
         self._pg.enter_pipeline_mode()
 
     @property
     def is_open(self) -> bool:
-        return bool(self._pg.status == pq.ConnStatus.OK)
+        return not self._is_ended and bool(self._pg.status == pq.ConnStatus.OK)
 
     @property
     def is_in_transaction(self) -> bool:
@@ -106,7 +108,7 @@ class Wire:
         while True:
             result = self._answer()
             if result.status not in _FINE:
-                raise _error(result)
+                raise self._error(result)
             self._num_due -= 1
             if not self._num_due:
                 return self._rows(statement, result)
@@ -129,7 +131,7 @@ class Wire:
                 del self._names[statement]
         self._unsure.clear()
         if failed is not None:
-            raise _error(failed)
+            raise self._error(failed)
 
     def clear(self) -> None:
         """Get over an error that was heard of, so that statements are done again.
@@ -198,16 +200,16 @@ class Wire:
             for row in range(result.ntuples)
         ]
 
-
-def _error(result: pq.abc.PGresult) -> psycopg.Error:
-    code = result.error_field(pq.DiagnosticField.SQLSTATE)
-    text = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY)
-    message = (text or result.error_message).decode(errors="replace").strip()
-    try:
-        kind = errors.lookup(code.decode()) if code else psycopg.OperationalError
-    except KeyError:
-        kind = psycopg.DatabaseError
-    return kind(message or "the connection was lost")
+    def _error(self, result: pq.abc.PGresult) -> psycopg.Error:
+        severity = result.error_field(pq.DiagnosticField.SEVERITY_NONLOCALIZED)
+        self._is_ended = self._is_ended or severity in (b"FATAL", b"PANIC")
+        code = result.error_field(pq.DiagnosticField.SQLSTATE)
+        text = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or result.error_message
+        try:
+            kind = errors.lookup(code.decode()) if code else psycopg.OperationalError
+        except KeyError:
+            kind = psycopg.DatabaseError
+        return kind(text.decode(errors="replace").strip() or "the connection was lost")
 
 
 class Database:

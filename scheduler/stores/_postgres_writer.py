@@ -146,15 +146,13 @@ def _commit(session: _Session, batch: Sequence[Entry]) -> None:
         session.commit()
         return
     except (psycopg.Error, _Disturbed):
+        if not session.wire.is_open:
+            raise
         session.roll_back()
     session.begin()
-    try:
-        for entry in batch:
-            _run_carefully(session, entry)
-        session.commit()
-    except psycopg.Error:
-        session.roll_back()
-        raise
+    for entry in batch:
+        _run_carefully(session, entry)
+    session.commit()
 
 
 def _run_swiftly(session: _Session, entry: Entry) -> None:

@@ -277,7 +277,7 @@ def test_another_policys_flows_are_taken_over_with_no_advantage(queue: Queue, be
 
     queue.policy = after
     queue.restart()
-    queue.rules.queue.adopt(queue.tx, MODEL)
+    queue.rules.queue.adopt(queue.tx, [MODEL])
     queue.restart()
     queue.finish(running)
     queue.send("new", 200)
