@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from scheduler.flow import Ahead, Band, Flow, Outlook
 from scheduler.policies.base import Policy
@@ -69,12 +70,13 @@ class FairQueue:
         active = [band for band in tx.bands(model) if band.num_active > 0]
         if not active:
             return None
-        band = min(active, key=_turn)
+        turn = partial(_turn, tx)
+        band = min(active, key=turn)
         front = self._policy.next(tx, band)
         assert front is not None, f"{band} counts flows that do not take part"
         if most_leased is None or front.num_leased < most_leased:
             return _head(tx, front)
-        for other in sorted(active, key=_turn):
+        for other in sorted(active, key=turn):
             flow = tx.next_flow(model, other.priority_class, most_leased)
             if flow is not None and self._may_overtake(tx, (band, front), (other, flow)):
                 return _head(tx, flow)
@@ -110,7 +112,7 @@ class FairQueue:
         stands_at = band.virtual_time if band.num_active else self._join_bands(tx, band)
         horizon = stands_at + _class_price(own.cost + others.cost, weight)
         classes = {
-            other.priority_class: _before_in_band(tx, other, horizon, task.priority_class)
+            other.priority_class: _before_in_band(tx, other, changed(band, virtual_time=horizon))
             for other in tx.bands(task.model)
             if other.num_active and other.priority_class != task.priority_class
         }
@@ -212,6 +214,18 @@ class FairQueue:
         self._charge_band(tx, flow, class_price - task.charged_class_time)
         self.regulate(tx, task.tenant)
 
+    def give_way(self, tx: Transaction, parked: Task, head: Task) -> None:
+        """A task was parked so that ``head`` of another class can go: see that it is its turn.
+
+        What the parked attempt did not use was given back to its class, while that of ``head`` may
+        have been lifted to where the whole charge had brought it; the parked task would go next.
+        So it is as if that lift had been to what was used.
+        """
+        loser = tx.band(parked.model, parked.priority_class)
+        winner = tx.band(head.model, head.priority_class)
+        if winner.virtual_time > loser.virtual_time:
+            tx.put_band(changed(winner, virtual_time=loser.virtual_time))
+
     def regulate(self, tx: Transaction, tenant: str, *, has_new_limit: bool = False) -> None:
         """Hold the tenant's flows while it has as much in flight as it may."""
         if tx.tenant(tenant).max_in_flight is None and not has_new_limit:
@@ -299,15 +313,17 @@ def _is_at_limit(tx: Transaction, tenant: str) -> bool:
     return limit is not None and sum(flow.num_leased for flow in tx.flows_of(tenant)) >= limit
 
 
-def _turn(band: Band) -> tuple[int, str]:
-    return band.virtual_time, band.priority_class
+def _turn(tx: Transaction, band: Band) -> tuple[int, int, str]:
+    # A class that begins to take part is lifted to the least of the others, where it stands equal:
+    # then the one of more weight goes first, or it would wait for a task of the lighter one.
+    return band.virtual_time, -tx.class_weight(band.priority_class), band.priority_class
 
 
-def _before_in_band(tx: Transaction, band: Band, horizon: int, waiting_class: str) -> Ahead:
-    """What another class sends until it stands at ``horizon``, each task of its mean cost."""
-    distance = horizon - band.virtual_time
-    if distance < 0 or (distance == 0 and band.priority_class > waiting_class):
+def _before_in_band(tx: Transaction, band: Band, waiting: Band) -> Ahead:
+    """What another class sends until it is the turn of ``waiting``, each task of its mean cost."""
+    if _turn(tx, band) > _turn(tx, waiting):
         return Ahead()
+    distance = waiting.virtual_time - band.virtual_time
     there = tx.waiting(band.model, band.priority_class)
     weight = tx.class_weight(band.priority_class)
     cost = min(there.cost, distance * weight // (1000 * SCALE))
