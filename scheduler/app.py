@@ -22,7 +22,7 @@ from rich.console import Console
 
 from handlers import model_config
 from handlers.model_config import ModelConfig, ModelConfigError
-from scheduler import plugins, policies, startup
+from scheduler import interpreter, plugins, policies, startup
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
@@ -254,6 +254,7 @@ async def _control(
         store = _open_store(settings)
         stack.push_async_callback(store.close)
         rules = _rules(settings)
+        await store.run(functools.partial(rules.queue.adopt, models=list(configs)))
         book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules)
         dispatcher = Dispatcher(
             book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
@@ -295,6 +296,7 @@ async def _control(
             open_http(front, settings.host, settings.http_port, settings.max_body_bytes),
         )
         stack.push_async_callback(http.cleanup)
+        interpreter.settle()
         yield [dispatcher.run(), sidecar.run(), pressure.run(), upkeep.run()]
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import floor
 
-from scheduler.cluster_view import READY, ReplicaView
+from scheduler.cluster_view import READY, ReplicaView, kept_slots, most_leased
 from scheduler.fair_queue import begun_cost, waiting_cost
 from scheduler.flow import Outlook, Tenant
 from scheduler.service_rate import Rate
@@ -60,8 +60,18 @@ class Facts:
         return sum(replica.capacity for replica in self.ready)
 
     @property
+    def num_kept(self) -> int:
+        """Slots that are kept for others, because its flow holds half of all."""
+        mine = [each for each in self.running if _flow_of(each) == _flow_of(self.task)]
+        is_alone = all(each.tenant == self.task.tenant for each in self.running)
+        if is_alone or len(mine) < most_leased(self.num_slots):
+            return 0
+        return kept_slots(self.num_slots)
+
+    @property
     def num_free(self) -> int:
-        return max(0, self.num_slots - len(self.running))
+        """Slots it could have now."""
+        return max(0, self.num_slots - self.num_kept - len(self.running))
 
     @property
     def is_held(self) -> bool:
@@ -261,7 +271,10 @@ def _no_slot(facts: Facts) -> list[Shortage]:
     if not facts.ready or facts.num_free:
         return []
     num_busy = min(len(facts.running), facts.num_slots)
-    return [Shortage("slots_busy", f"{num_busy} of {facts.num_slots} slots are busy")]
+    message = f"{num_busy} of {facts.num_slots} slots are busy"
+    if num_busy < facts.num_slots:
+        message += f", and {facts.num_slots - num_busy} kept for tenants that hold less than half"
+    return [Shortage("slots_busy", message)]
 
 
 def _behind_others(facts: Facts) -> list[Shortage]:
@@ -303,6 +316,10 @@ def _basis(facts: Facts) -> Basis:
         rate.was_full,
         rate.used_ratio,
     )
+
+
+def _flow_of(task: Task) -> tuple[str, str, str]:
+    return task.model, task.priority_class, task.tenant
 
 
 def _starts_in_s(facts: Facts) -> tuple[float | None, str]:

@@ -15,7 +15,9 @@ task; flows, bands and floors are written here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from scheduler.flow import Ahead, Band, Flow, Outlook
 from scheduler.policies.base import Policy
@@ -44,7 +46,18 @@ class FairQueue:
         self._policy = policy
 
     def __repr__(self) -> str:
-        return f"<FairQueue policy={type(self._policy).__module__.rpartition('.')[2]}>"
+        return f"<FairQueue policy={self._name}>"
+
+    @property
+    def _name(self) -> str:
+        return type(self._policy).__module__.rpartition(".")[2]
+
+    def adopt(self, tx: Transaction, models: Iterable[str]) -> None:
+        """Take over what another policy has kept of the models' flows, in units that are not this
+        one's: all begin anew, charged with what they have in flight."""
+        for band in [band for model in models for band in tx.bands(model)]:
+            if band.policy != self._name:
+                self._adopt(tx, band)
 
     # -- who goes next
 
@@ -57,12 +70,13 @@ class FairQueue:
         active = [band for band in tx.bands(model) if band.num_active > 0]
         if not active:
             return None
-        band = min(active, key=_turn)
+        turn = partial(_turn, tx)
+        band = min(active, key=turn)
         front = self._policy.next(tx, band)
         assert front is not None, f"{band} counts flows that do not take part"
         if most_leased is None or front.num_leased < most_leased:
             return _head(tx, front)
-        for other in sorted(active, key=_turn):
+        for other in sorted(active, key=turn):
             flow = tx.next_flow(model, other.priority_class, most_leased)
             if flow is not None and self._may_overtake(tx, (band, front), (other, flow)):
                 return _head(tx, flow)
@@ -87,8 +101,8 @@ class FairQueue:
 
         The same rules that choose what goes next say what goes before: its flow has to be charged
         for what is ahead in it, until then other flows of its class are served while they stand
-        below, and until its class has been charged for all that, other classes. Nothing new comes in
-        meanwhile, and every cost is what was estimated.
+        below, and until its class has been charged for all that, other classes. Nothing new comes
+        in meanwhile, and every cost is what was estimated.
         """
         flow = self._flow(tx, task)
         own = self._before_in_flow(tx, task, flow)
@@ -98,7 +112,7 @@ class FairQueue:
         stands_at = band.virtual_time if band.num_active else self._join_bands(tx, band)
         horizon = stands_at + _class_price(own.cost + others.cost, weight)
         classes = {
-            other.priority_class: _before_in_band(tx, other, horizon, task.priority_class)
+            other.priority_class: _before_in_band(tx, other, changed(band, virtual_time=horizon))
             for other in tx.bands(task.model)
             if other.num_active and other.priority_class != task.priority_class
         }
@@ -110,7 +124,7 @@ class FairQueue:
         num_tasks, cost = tx.ahead(task, MAX_COUNTED)
         if num_tasks < MAX_COUNTED:
             return Ahead(num_tasks, cost, 1 if num_tasks else 0)
-        # Nobody waits for the count of a queue as long as this; the rest of it may be before or not.
+        # To count a queue as long as this takes too long; the rest of it may be before it or not.
         num_queued = max(flow.num_queued - 1, num_tasks)
         cost = max(flow.queued_cost - waiting_cost(task), cost)
         return Ahead(num_queued, cost, 1, is_at_least=True)
@@ -163,7 +177,7 @@ class FairQueue:
         """The leased task has left the store's queue: see who is its flow's head now, and whether
         its tenant may have more in flight."""
         flow = self._flow(tx, task)
-        if flow.is_active and (after := self._policy.served(tx, flow)) != flow:
+        if flow.is_active and (after := self._policy.served(tx, flow)) is not flow:
             tx.put_flow(after)
         self.regulate(tx, task.tenant)
 
@@ -199,6 +213,18 @@ class FairQueue:
         )
         self._charge_band(tx, flow, class_price - task.charged_class_time)
         self.regulate(tx, task.tenant)
+
+    def give_way(self, tx: Transaction, parked: Task, head: Task) -> None:
+        """A task was parked so that ``head`` of another class can go: see that it is its turn.
+
+        What the parked attempt did not use was given back to its class, while that of ``head`` may
+        have been lifted to where the whole charge had brought it; the parked task would go next.
+        So it is as if that lift had been to what was used.
+        """
+        loser = tx.band(parked.model, parked.priority_class)
+        winner = tx.band(head.model, head.priority_class)
+        if winner.virtual_time > loser.virtual_time:
+            tx.put_band(changed(winner, virtual_time=loser.virtual_time))
 
     def regulate(self, tx: Transaction, tenant: str, *, has_new_limit: bool = False) -> None:
         """Hold the tenant's flows while it has as much in flight as it may."""
@@ -238,13 +264,31 @@ class FairQueue:
                 band = changed(band, virtual_time=self._join_bands(tx, band))
             after, band = self._policy.join(tx, after, band)
             tx.put_flow(after)
-            tx.put_band(changed(band, num_active=band.num_active + 1))
+            tx.put_band(changed(band, num_active=band.num_active + 1, policy=self._name))
             return
         tx.put_flow(after)
         band = changed(band, num_active=band.num_active - 1)
         if not band.num_active:
             band = self._policy.leave(after, band)
             self._leave_bands(tx, band)
+        tx.put_band(band)
+
+    def _adopt(self, tx: Transaction, band: Band) -> None:
+        model, priority_class = band.model, band.priority_class
+        for flow in tx.flows(model):
+            if flow.priority_class == priority_class:
+                tx.put_flow(changed(flow, virtual_time=0, deficit=0))
+        for task in tx.leases_of(model):
+            if task.priority_class == priority_class:
+                cost = (task.charged_cost - task.settled_cost) * task.cost_factor_permille // 1000
+                price, _ = self._prices(tx, task, cost)
+                tx.put_task(changed(task, charged_virtual_time=price))
+                tx.put_flow(self._policy.charge(self._flow(tx, task), price))
+        band = changed(band, virtual_floor=0, policy=self._name)
+        for flow in tx.flows(model):
+            if flow.priority_class == priority_class and flow.is_active:
+                joined, band = self._policy.join(tx, flow, band)
+                tx.put_flow(joined)
         tx.put_band(band)
 
     def _join_bands(self, tx: Transaction, band: Band) -> int:
@@ -269,15 +313,17 @@ def _is_at_limit(tx: Transaction, tenant: str) -> bool:
     return limit is not None and sum(flow.num_leased for flow in tx.flows_of(tenant)) >= limit
 
 
-def _turn(band: Band) -> tuple[int, str]:
-    return band.virtual_time, band.priority_class
+def _turn(tx: Transaction, band: Band) -> tuple[int, int, str]:
+    # A class that begins to take part is lifted to the least of the others, where it stands equal:
+    # then the one of more weight goes first, or it would wait for a task of the lighter one.
+    return band.virtual_time, -tx.class_weight(band.priority_class), band.priority_class
 
 
-def _before_in_band(tx: Transaction, band: Band, horizon: int, waiting_class: str) -> Ahead:
-    """What another class sends until it stands at ``horizon``, each task of its mean cost."""
-    distance = horizon - band.virtual_time
-    if distance < 0 or (distance == 0 and band.priority_class > waiting_class):
+def _before_in_band(tx: Transaction, band: Band, waiting: Band) -> Ahead:
+    """What another class sends until it is the turn of ``waiting``, each task of its mean cost."""
+    if _turn(tx, band) > _turn(tx, waiting):
         return Ahead()
+    distance = waiting.virtual_time - band.virtual_time
     there = tx.waiting(band.model, band.priority_class)
     weight = tx.class_weight(band.priority_class)
     cost = min(there.cost, distance * weight // (1000 * SCALE))

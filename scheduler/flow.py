@@ -62,6 +62,8 @@ class Band:
     num_active: int = 0
     #: Where its flows' virtual time stood when the last of them left.
     virtual_floor: int = 0
+    #: The policy in whose units its flows are accounted for; empty: there were none yet.
+    policy: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from abc import abstractmethod
 
 from benchmarks.queue.contenders import base
 from benchmarks.queue.contenders.base import Job, Setup
+from scheduler import interpreter
 from scheduler.clock import SystemClock
 from scheduler.stores.base import Store
 from scheduler.task import Grant
@@ -41,13 +42,14 @@ class BookContender(base.Awaiting):
         self.wait_for(self._store.close())
 
     async def _open(self) -> None:
+        interpreter.settle()
         self._store = await self.open_store()
         self._book = TaskBook(self._store, SystemClock(), lease_ttl_s=60)
         self._do = self.task()
         self._num_free = self.setup.slots
         self._woken = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
-        self._book.on_queued(lambda _: self._woken.set())
+        self._book.ledger.on_queued(lambda _: self._woken.set())
 
     async def _work(self) -> None:
         self._woken.set()

@@ -1,8 +1,8 @@
 """Bulks over the gateway's REST API: hand many inputs in, follow them, read what became of them.
 
-Inputs go up in pieces, each of which the gateway answers with how many it has; so an upload goes on
-where it was after whatever broke it, within this call or in a later one under the same key. Outcomes
-come down as one stream, which goes on from the last one that was read.
+Inputs go up in pieces, each of which the gateway answers with how many it has; so an upload goes
+on where it was after whatever broke it, within this call or in a later one under the same key.
+Outcomes come down as one stream, which goes on from the last one that was read.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Bulks(Calls):
                     raise
 
     def _outcomes(self, bulk_id: str, start: int, *, is_partial: bool) -> Iterator[bytes]:
-        query = {"from": start, "partial": str(is_partial).lower()}
+        query = {"from": str(start), "partial": str(is_partial).lower()}
         url = f"{self._address}/v1/bulks/{part(bulk_id)}/results"
         with self._session.get(url, params=query, timeout=TIMEOUT_S, stream=True) as answer:
             if not answer.ok:

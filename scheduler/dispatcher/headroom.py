@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-#: One slot in so many is kept, at least one.
-_SLOTS_PER_KEPT: Final = 32
+from scheduler.cluster_view import kept_slots, most_leased
+
 #: Seconds after its last grant in which a tenant counts as one that may come again.
 _WINDOW_S: Final = 300.0
 
@@ -47,12 +47,12 @@ class Headroom:
             limit: tasks the replica may be given.
             free, capacity: slots of all replicas of the model.
         """
-        kept = min(-(-capacity // _SLOTS_PER_KEPT), capacity - 1)
+        kept = kept_slots(capacity)
         if kept <= 0 or self._num_tenants(model, now) < 2:
             return Offer(limit)
         if free > kept:
             return Offer(min(limit, free - kept))
-        return Offer(limit, max(1, capacity // 2))
+        return Offer(limit, most_leased(capacity))
 
     def _num_tenants(self, model: str, now: float) -> int:
         served = self._served_at.get(model, {})

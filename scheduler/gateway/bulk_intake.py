@@ -1,7 +1,7 @@
 """Takes the inputs of a bulk in as they arrive: lines, batches, submissions, tasks on disk.
 
-Neither the body nor the bulk is ever held whole: a batch is read, parsed, accepted, and only then the
-next is read, so a client that sends faster than the disk writes waits at its socket. What was
+Neither the body nor the bulk is ever held whole: a batch is read, parsed, accepted, and only then
+the next is read, so a client that sends faster than the disk writes waits at its socket. What was
 accepted before a line that is refused stays accepted.
 
 A line is the model's input as an object, or such an object under ``input`` beside the options of

@@ -1,7 +1,7 @@
-"""The bulk API: many inputs in one body, their progress, their outcomes in order, and taking all back.
+"""The bulk API: many inputs in one body, their progress, their outcomes in order, taking all back.
 
-A bulk belongs to its tenant; to others it does not exist. An upload that broke off goes on under the
-same idempotency key, or by the bulk's id, from the place that the answer names; outcomes go on
+A bulk belongs to its tenant; to others it does not exist. An upload that broke off goes on under
+the same idempotency key, or by the bulk's id, from the place that the answer names; outcomes go on
 from any place. So neither end ever has to begin anew.
 """
 

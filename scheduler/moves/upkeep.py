@@ -50,7 +50,9 @@ def preempt(tx: Transaction, rules: Rules, model: str, now: float) -> Outcome[li
         return Outcome([])
     least = min(victims, key=lambda task: (weights.get(task.priority_class, 0), _context(task)))
     reason = f"parked to make room for {head.priority_class} work of tenant {head.tenant}"
-    return gather([park(tx, rules, least, reason, now)])
+    parked = park(tx, rules, least, reason, now)
+    rules.queue.give_way(tx, least, head)
+    return gather([parked])
 
 
 def purge(tx: Transaction, finished_before: float, limit: int) -> int:

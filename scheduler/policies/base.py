@@ -34,8 +34,10 @@ class Load:
     refund: float
     #: K, the most tasks of one flow in flight at once.
     num_in_flight: int
-    #: Weight of every flow, in thousandths.
+    #: Weight of every flow, in thousandths, by tenant.
     weights_permille: Mapping[str, int]
+    #: Largest factor by which a weight was lowered meanwhile; ``weights_permille`` are the least.
+    lowered: float = 1.0
     #: Whether flows may be overtaken.
     has_overtaking: bool = False
 

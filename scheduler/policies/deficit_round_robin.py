@@ -16,7 +16,9 @@ given back. So (with K D+ and K D- as *settlement*)
 
     |S_f / phi_f - S_g / phi_g|  <=  B_f + B_g,   B_f = 3/2 Q + (E + K (D+ + D-)) / phi_f
 
-which is Shreedhar and Varghese's 3 Q with E = Q and exact costs. It is more than with
+which is Shreedhar and Varghese's 3 Q with E = Q and exact costs. (A quantum that was given before
+the flow's weight was lowered counts by the old weight: then Q times what it was lowered by, plus
+Q / 2.) It is more than with
 :mod:`scheduler.policies.virtual_time` when tasks are smaller than a quantum; in exchange a decision
 looks at one flow only, mostly.
 
@@ -83,7 +85,7 @@ class Policy(base.Policy):
     def bound(self, load: Load) -> dict[str, float] | None:
         settlement = load.num_in_flight * (load.excess + load.refund)
         return {
-            name: 1.5 * QUANTUM + 1000 * (load.charge + settlement) / weight
+            name: (load.lowered + 0.5) * QUANTUM + 1000 * (load.charge + settlement) / weight
             for name, weight in load.weights_permille.items()
         }
 

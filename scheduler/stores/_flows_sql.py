@@ -52,8 +52,8 @@ _WANTED = (
 def _waiting_below(distance: str, condition: str) -> str:
     wanted = _WANTED.format(distance=distance)
     return (
-        "SELECT COALESCE(SUM(n), 0), COALESCE(SUM(n * queued_cost / num_queued), 0), COUNT(*) FROM ("
-        "SELECT num_queued, queued_cost, CASE WHEN wanted < 1 THEN 1"
+        "SELECT COALESCE(SUM(n), 0), COALESCE(SUM(n * queued_cost / num_queued), 0), COUNT(*)"
+        " FROM (SELECT num_queued, queued_cost, CASE WHEN wanted < 1 THEN 1"
         " WHEN wanted > num_queued THEN num_queued ELSE wanted END AS n FROM ("
         f"SELECT f.num_queued, f.queued_cost, {wanted} AS wanted"
         " FROM flows AS f LEFT JOIN tenants AS t ON t.tenant = f.tenant"

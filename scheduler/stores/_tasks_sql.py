@@ -166,8 +166,8 @@ class Tasks(base.TaskTables):
         statement = (
             "SELECT COUNT(*), COALESCE(SUM(cost), 0), COUNT(DISTINCT tenant) FROM ("
             " SELECT tenant, estimated_cost - settled_cost AS cost FROM tasks"
-            " WHERE state = 'queued' AND model = ? AND priority_class = ? AND tenant <> ? AND id < ?"
-            " LIMIT ?) AS before_it"
+            " WHERE state = 'queued' AND model = ? AND priority_class = ? AND tenant <> ?"
+            " AND id < ? LIMIT ?) AS before_it"
         )
         flow = (task.model, task.priority_class, task.tenant)
         row = self._db.row(statement, *flow, task.id, limit)

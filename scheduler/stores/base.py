@@ -184,8 +184,8 @@ class FlowTables(Protocol):
 
         A flow sends its tasks, each of its flow's mean cost and one at least, until what they cost,
         at its tenant's weight, has brought it from where it stands to ``horizon``; flows that stand
-        there already send none. ``is_relative``: every flow goes as far as ``horizon`` from where it
-        stands.
+        there already send none. ``is_relative``: every flow goes as far as ``horizon`` from where
+        it stands.
         """
         ...
 

@@ -577,7 +577,7 @@ async def test_a_cost_factor_holds_for_its_model_and_device_kind(store: Store) -
 
 
 async def test_a_band_is_kept_by_model_and_class(store: Store) -> None:
-    band = Band(MODEL, "batch", -7, 2, 9)
+    band = Band(MODEL, "batch", -7, 2, 9, "fcfs")
     await store.run(lambda tx: tx.put_band(Band(MODEL, "batch", 1, 1, 1)))
     await store.run(lambda tx: tx.put_band(band))
 

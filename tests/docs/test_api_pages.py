@@ -8,12 +8,20 @@ import pytest
 from google.protobuf.descriptor import FileDescriptor
 
 from handlers.wire import GENERATION_FIELDS
-from scheduler.gateway import classes_api, http, http_request, keys_api, tasks_api, tenants_api
+from scheduler.gateway import (
+    bulks_api,
+    classes_api,
+    http,
+    http_request,
+    keys_api,
+    tasks_api,
+    tenants_api,
+)
 from scheduler.gateway.http_request import KEY_HEADER, REQUEST_ID_HEADER, TASK_HEADER
 from scheduler.gateway.submission import OPTION_FIELDS
 from scheduler.gateway.views import SUMMARY_FIELDS
 from scheduler.rpc import inference_pb2, plait_pb2
-from tests.docs.pages import names, rows, section, text_of
+from tests.docs.pages import ROOT, names, rows, section, text_of
 
 ROUTES = {f"{route.method} {route.path}" for module in http.MODULES for route in module.ROUTES}
 HTTP = text_of("http-api.md")
@@ -59,6 +67,27 @@ def test_fields_of_a_submission_are_those_the_gateway_takes() -> None:
 
 def test_parameters_of_the_listing_are_those_the_gateway_takes() -> None:
     assert first_cells(section(HTTP, "### `GET /v1/tasks`")) == set(tasks_api.LIST_PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("route", "parameters"),
+    [
+        ("POST /v1/bulks", bulks_api.BEGIN_PARAMETERS),
+        ("GET /v1/bulks", bulks_api.LIST_PARAMETERS),
+        ("GET /v1/bulks/{bulk_id}/results", bulks_api.RESULT_PARAMETERS),
+    ],
+)
+def test_parameters_of_bulks_are_those_the_gateway_takes(
+    route: str, parameters: tuple[str, ...]
+) -> None:
+    assert first_cells(section(HTTP, f"### `{route}`")) == set(parameters)
+
+
+def test_everything_a_task_may_be_short_of_has_a_row() -> None:
+    source = (ROOT / "scheduler" / "explanation.py").read_text()
+    codes = set(re.findall(r'Shortage\(\s*"(\w+)"', source))
+
+    assert first_cells(section(text_of("waiting.md"), "## What is short")) == codes
 
 
 def test_fields_of_a_task_are_those_a_client_gets() -> None:

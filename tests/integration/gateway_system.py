@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,10 @@ class PlayedRunner:
 
     async def _claim(self, model: str) -> None:
         assert self.book is not None
-        for grant in await self.book.claim(model, runner="r1", replica=f"{model}__r0", limit=100):
-            self._working[grant.task.id] = asyncio.create_task(self._work(grant))
+        claim = partial(self.book.claim, model, runner="r1", replica=f"{model}__r0", limit=100)
+        while grants := await claim():
+            for grant in grants:
+                self._working[grant.task.id] = asyncio.create_task(self._work(grant))
 
     def _stop(self, task_id: str, fence: int, runner: str) -> None:
         self.ended.append(task_id)

@@ -1,7 +1,7 @@
 """Run many seeds on every core, and say in one line what came of it.
 
-    python -m scheduler.testing.simulation --seeds 1000
-    python -m scheduler.testing.simulation --seed 417        one seed, told in detail
+python -m scheduler.testing.simulation --seeds 1000
+python -m scheduler.testing.simulation --seed 417        one seed, told in detail
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import grpc
 
 from scheduler.dispatcher.service import Dispatcher
 from scheduler.ids import IdSource
-from scheduler.ledger import Ledger
 from scheduler.moves import Rules
 from scheduler.operations import Operations
 from scheduler.task_book import TaskBook
@@ -39,8 +38,10 @@ class ControlPlane:
         store = Store(disk, process, rng)
         self._store = store
         new_id = IdSource(clock, rng.getrandbits)
-        self.book = TaskBook(store, clock, lease_ttl_s=rules.lease_ttl_s, rules=rules, new_id=new_id)
-        self.operations = Operations(cast(Ledger, self.book.ledger), rules.queue)
+        self.book = TaskBook(
+            store, clock, lease_ttl_s=rules.lease_ttl_s, rules=rules, new_id=new_id
+        )
+        self.operations = Operations(self.book.ledger, rules.queue)
         self._dispatcher = Dispatcher(
             self.book, clock, lease_ttl_s=LEASE_TTL_S, heartbeat_s=HEARTBEAT_S
         )
@@ -55,9 +56,7 @@ class ControlPlane:
         self.process.start(self._serve(stream))
 
     async def _serve(self, stream: Stream) -> None:
-        told: AsyncIterator[Any] = self._dispatcher.Connect(
-            aiter(stream.up), cast(Any, _Context())
-        )
+        told: AsyncIterator[Any] = self._dispatcher.Connect(aiter(stream.up), cast(Any, _Context()))
         try:
             async for message in told:
                 if self.process.is_alive:

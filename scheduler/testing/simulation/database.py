@@ -32,9 +32,10 @@ NEWS_S = 0.05
 
 #: Columns of a task that the witness is told.
 TASK_COLUMNS = (
-    "id tenant priority_class state fence runner num_chunks num_tokens charged_cost num_lost is_dead"
-    " prompt_cost finished_at deadline_at resume result error"
-).split()
+    "id", "tenant", "priority_class", "state", "fence", "runner", "num_chunks", "num_tokens",
+    "charged_cost", "num_lost", "is_dead", "estimated_cost", "prompt_cost", "cost_per_token",
+    "finished_at", "deadline_at", "resume", "result", "error",
+)  # fmt: skip
 _TRIGGERS = f"""
 CREATE TEMP TRIGGER task_added AFTER INSERT ON main.tasks BEGIN
   SELECT witness('task', {", ".join(f"NEW.{name}" for name in TASK_COLUMNS)}); END;
@@ -165,7 +166,7 @@ class Store(base.Store):
             value, error = None, None
             try:
                 value = await self._run(command)
-            except Exception as raised:
+            except Exception as raised:  # noqa: BLE001  (it is the caller's, and raised there)
                 error = raised
             await self._pause()
             if then is not None:
@@ -222,5 +223,8 @@ class Store(base.Store):
         for listener in self._listeners:
             delay_s, heard = (20 * NEWS_S, None) if is_lost else (NEWS_S, news)
             loop.call_later(
-                delay_s, cast(Callable[[object], None], listener), heard, context=self._process.context
+                delay_s,
+                cast(Callable[[object], None], listener),
+                heard,
+                context=self._process.context,
             )

@@ -114,9 +114,7 @@ class Runner:
 
     def _replicas(self) -> list[pb.Replica]:
         name = f"{MODEL}__r0"
-        return [
-            pb.Replica(name=name, model=MODEL, state=pb.Replica.READY, capacity=self._capacity)
-        ]
+        return [pb.Replica(name=name, model=MODEL, state=pb.Replica.READY, capacity=self._capacity)]
 
     def _heard(self, message: pb.ControlMessage) -> None:
         match message.WhichOneof("body"):
@@ -151,7 +149,9 @@ class Runner:
         at = self._positions(lease, answers)
         signed = TokenLogprob(-float(lease.fence))
         fails_after = document.get("fails_after")
-        while unfinished := [index for index, all_of in enumerate(answers) if at[index] < len(all_of)]:
+        while unfinished := [
+            index for index, all_of in enumerate(answers) if at[index] < len(all_of)
+        ]:
             await self._step()
             if fails_after is not None and sum(at) >= fails_after:
                 message = f"the handler refuses it, fence {lease.fence}"

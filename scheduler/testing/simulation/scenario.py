@@ -94,7 +94,9 @@ def draw(seed: str) -> Scenario:
         seed=seed,
         policy=rng.choice(["virtual_time"] * 6 + ["deficit_round_robin", "fcfs"]),
         num_control_planes=rng.choice([1, 1, 2, 3]),
-        capacities=(1, 1) if is_fairness_run else tuple(rng.choices([1, 2, 3], k=rng.randint(1, 3))),
+        capacities=(1, 1)
+        if is_fairness_run
+        else tuple(rng.choices([1, 2, 3], k=rng.randint(1, 3))),
         tenants=tenants,
         faults=faults,
         disturbed_s=rng.uniform(40, 90),

@@ -1,4 +1,4 @@
-"""A tenant: it sends tasks until they are accepted, follows some, and changes its mind about others.
+"""A tenant: it sends tasks until they are accepted, follows some, and thinks better of others.
 
 Calls are repeated under the same idempotency key until an answer comes, at whichever control plane
 is up. What it is told it remembers, and holds against everything it is told later.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from scheduler.errors import (
@@ -59,7 +60,7 @@ class Client:
     async def resume_all(self) -> None:
         """Nothing waits for this tenant any longer."""
         for task_id in list(self.paused):
-            await self._insist(lambda book, i=task_id: book.resume(i, self.tenant.name))
+            await self._insist(partial(_resume, task_id=task_id, tenant=self.tenant.name))
 
     # -- sending
 
@@ -189,7 +190,7 @@ class Client:
             if planes := self._planes():
                 plane = self._rng.choice(list(planes))
                 try:
-                    return await self._network.call(plane.process, lambda: ask(plane.book))
+                    return await self._network.call(plane.process, partial(ask, plane.book))
                 except (Gone, StoreUnavailable, QuotaExceeded):
                     pass
                 except (InvalidTransition, NotResumable):
@@ -200,7 +201,10 @@ class Client:
             await asyncio.sleep(RETRY_S)
 
 
+async def _resume(book: TaskBook, task_id: str, tenant: str) -> Task:
+    return await book.resume(task_id, tenant)
+
+
 async def _submit(book: TaskBook, submission: Submission) -> Task:
     task, _ = await book.submit(submission)
     return task
-

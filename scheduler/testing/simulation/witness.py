@@ -1,9 +1,9 @@
 """Judges every row that reaches the disk by the promises, from what it has seen itself.
 
-It trusts neither the table of legal moves nor the code that writes: it keeps its own account of each
-task, and knows beforehand what every task must answer. Runners sign what they send with the fencing
-token they hold (in the log probabilities of a chunk, in an outcome's words), so a write under an old
-token shows although it says what the right one would have said.
+It trusts neither the table of legal moves nor the code that writes: it keeps its own account of
+each task, and knows beforehand what every task must answer. Runners sign what they send with the
+fencing token they hold (in the log probabilities of a chunk, in an outcome's words), so a write
+under an old token shows although it says what the right one would have said.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Witness:
 
     def _accepted(self, row: dict[str, Any]) -> None:
         self.accounts[row["id"]] = Account({}, row)
+        self.referee.task_accepted(row["estimated_cost"])
         if row["state"] != "queued" or row["fence"]:
             self.report(f"promise 1: {row['id']} begins as {row['state']}")
 
@@ -101,13 +102,17 @@ class Witness:
             self.report(f"promise 1: {task_id} went from {old} to {new}")
         is_claim = new == "leased" and old != "leased"
         if row["fence"] != before["fence"] + is_claim:
-            self.report(f"promise 2: {task_id} went to {new}, fence {before['fence']} to {row['fence']}")
+            self.report(
+                f"promise 2: {task_id} went to {new}, fence {before['fence']} to {row['fence']}"
+            )
         if new == old == "leased" and row["runner"] != before["runner"]:
             self.report(f"promise 2: the lease of {task_id} went from runner to runner")
         if (row["runner"] is not None) != (new == "leased"):
             self.report(f"promise 2: {task_id} is {new} and held by {row['runner']}")
         if row["num_chunks"] != account.num_chunks:
-            self.report(f"promise 3: {task_id} counts {row['num_chunks']} of {account.num_chunks} chunks")
+            self.report(
+                f"promise 3: {task_id} counts {row['num_chunks']} of {account.num_chunks} chunks"
+            )
         if new in FINAL and new != old:
             self._ended(account, row, old)
         if new == "paused" and old != "paused" and ("pause", task_id) not in self.asked:
@@ -152,7 +157,9 @@ class Witness:
     def _check_whole(self, account: Account, task_id: str) -> None:
         for answer, text in enumerate(account.texts):
             if text != (whole := output.whole_text(account.document, answer)):
-                self.report(f"promise 4: answer {answer} of {task_id} ended as {text!r}, not {whole!r}")
+                self.report(
+                    f"promise 4: answer {answer} of {task_id} ended as {text!r}, not {whole!r}"
+                )
 
     def _chunk(
         self, task_id: str, seq: int, answer: int, token_ids: str, text: str, logprobs: str | None

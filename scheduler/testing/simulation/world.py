@@ -10,8 +10,10 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from operator import methodcaller
 
 import structlog
 
@@ -64,9 +66,7 @@ class World:
     def __init__(self, scenario: Scenario, loop: Loop) -> None:
         self.scenario, self.loop = scenario, loop
         policy = plugins.find(policies, scenario.policy).Policy()
-        self.rules = Rules(
-            FairQueue(policy), LEASE_TTL_S, scenario.max_attempts, Backoff(1.0, 5.0)
-        )
+        self.rules = Rules(FairQueue(policy), LEASE_TTL_S, scenario.max_attempts, Backoff(1.0, 5.0))
         self.faults = Faults(scenario.faults, self.rng("faults"))
         self.witness = Witness(TASK_COLUMNS, Referee(policy), max_attempts=scenario.max_attempts)
         num_planes = scenario.num_control_planes
@@ -123,7 +123,7 @@ class World:
                 cost_per_minute=each.cost_per_minute,
             )
             tenant = change.applied(tx.tenant(each.name))
-            self.disk.run(tx, lambda tx, tenant=tenant: tx.put_tenant(tenant), fails=False)
+            self.disk.run(tx, methodcaller("put_tenant", tenant), fails=False)
 
     def _process(self, name: str) -> tuple[Process, random.Random]:
         self._incarnations[name] += 1
@@ -132,9 +132,7 @@ class World:
 
     def _start_plane(self, number: int) -> None:
         process, rng = self._process(f"control plane {number}")
-        self.planes[number] = ControlPlane(
-            process, self.disk, self.rules, self.clocks[number], rng
-        )
+        self.planes[number] = ControlPlane(process, self.disk, self.rules, self.clocks[number], rng)
 
     def _start_runner(self, number: int) -> None:
         process, rng = self._process(f"runner {number}")
@@ -161,19 +159,22 @@ class World:
                 if plane is not None and not plane.process.is_alive:
                     self._bury(plane)
                     self.planes[number] = None
-                    self._later(lambda number=number: self._start_plane(number))
+                    self._later(partial(self._start_plane, number))
             for number, runner in enumerate(self.runners):
                 if runner is not None and not runner.process.is_alive:
                     self.runners[number] = None
                     if runner.name not in self._gone:
-                        self._later(lambda number=number: self._start_runner(number))
+                        self._later(partial(self._start_runner, number))
 
     def _later(self, start: Callable[[], None]) -> None:
         def start_unless_over() -> None:
             if self._supervisor.is_alive:
                 start()
 
-        self.loop.call_later(self._chance.uniform(0.1, self._chance.choice([DOWN_S, DOWN_S, LONG_DOWN_S])), start_unless_over)
+        self.loop.call_later(
+            self._chance.uniform(0.1, self._chance.choice([DOWN_S, DOWN_S, LONG_DOWN_S])),
+            start_unless_over,
+        )
 
     def _bury(self, plane: ControlPlane) -> None:
         crash(plane, [s for s in self.network.streams if s.process is plane.process], self._chance)
@@ -254,10 +255,8 @@ class World:
         await self._quietly(plane, lambda: operations.set_tenant(tenant.name, change))
 
     async def _quietly(self, plane: ControlPlane, ask: Callable[[], Awaitable[object]]) -> None:
-        try:
+        with suppress(PlaitError, Gone):  # whether it was done is unknown, and nobody waits for it
             await self.network.call(plane.process, ask)
-        except (PlaitError, Gone):
-            pass  # whether it was done is unknown, and nobody waits for it
 
     # -- at the end
 

@@ -111,6 +111,7 @@ def _flows() -> None:
             "num_active", sa.BigInteger, sa.CheckConstraint("num_active >= 0"), nullable=False
         ),
         sa.Column("virtual_floor", sa.BigInteger, nullable=False),
+        sa.Column("policy", sa.Text, nullable=False),
         sqlite_with_rowid=False,
     )
     op.execute("DELETE FROM pools")
@@ -125,7 +126,7 @@ def _flows() -> None:
     op.execute("UPDATE tasks SET charged_virtual_time = 0")
     op.execute(
         "INSERT INTO bands SELECT model, priority_class, 0,"
-        " SUM(CASE WHEN num_queued > 0 THEN 1 ELSE 0 END), 0"
+        " SUM(CASE WHEN num_queued > 0 THEN 1 ELSE 0 END), 0, ''"
         " FROM flows GROUP BY model, priority_class"
     )
     op.create_table(
