@@ -90,20 +90,25 @@ class Policy(base.Policy):
         }
 
     def before(self, tx: Transaction, task: Task, flow: Flow, band: Band, cost: int) -> Ahead:
-        # In as many rounds as its flow needs, every other flow is owed as much by weight; who is
-        # before it in the ring, one round more, which counts as half a quantum for everybody.
-        share = cost * 1000 // tx.tenant(flow.tenant).weight_permille
-        return tx.waiting_below(flow, (share + QUANTUM // 2) * SCALE, is_relative=True)
+        # As many quanta as it takes until all before it and the task itself are covered. With each
+        # the flow goes to the end of the ring and all others have a turn; who stands before it has
+        # one more.
+        needed = (cost + _waiting_cost(task)) * SCALE - (flow.deficit if flow.is_active else 0)
+        rounds = max(0, -(-needed // _quantum(tx, flow)))
+        num_tasks = total = num_flows = 0
+        for other in _active(tx, band):
+            if other.tenant != flow.tenant:
+                turns = rounds if _place(other) < _place(flow) else rounds - 1
+                sent = _sent(tx, other, turns)
+                num_tasks, num_flows = num_tasks + sent, num_flows + (sent > 0)
+                total += sent * other.queued_cost // other.num_queued
+        return Ahead(num_tasks, total, num_flows)
 
 
 def _skip_rounds(tx: Transaction, band: Band) -> None:
     """Nobody could send in a whole round: give all at once what the rounds would give them in which
     nobody can either. Otherwise one long task of a light tenant would take thousands of rounds."""
-    flows = [
-        flow
-        for flow in tx.flows(band.model)
-        if flow.priority_class == band.priority_class and flow.is_active
-    ]
+    flows = _active(tx, band)
     rounds = min(-(-_missing(tx, flow) // _quantum(tx, flow)) for flow in flows) - 1
     for flow in flows:
         if rounds > 0:
@@ -118,4 +123,31 @@ def _missing(tx: Transaction, flow: Flow) -> int:
     """What the flow would have to be owed more to send its head."""
     head = tx.head(flow.model, flow.priority_class, flow.tenant)
     assert head is not None, f"{flow} counts tasks that are not queued"
-    return max(head.estimated_cost - head.settled_cost, 0) * SCALE - flow.deficit
+    return _waiting_cost(head) * SCALE - flow.deficit
+
+
+def _waiting_cost(task: Task) -> int:
+    return max(task.estimated_cost - task.settled_cost, 0)
+
+
+def _active(tx: Transaction, band: Band) -> list[Flow]:
+    return [
+        flow
+        for flow in tx.flows(band.model)
+        if flow.priority_class == band.priority_class and flow.is_active
+    ]
+
+
+def _place(flow: Flow) -> tuple[int, str]:
+    return flow.virtual_time, flow.tenant
+
+
+def _sent(tx: Transaction, flow: Flow, num_quanta: int) -> int:
+    """Tasks of its mean cost that a flow sends with what it is owed and so many quanta more; with
+    -1 it has no turn at all."""
+    owed = flow.deficit + num_quanta * _quantum(tx, flow)
+    if num_quanta < 0 or owed < 0:
+        return 0
+    if not flow.queued_cost:
+        return flow.num_queued
+    return min(flow.num_queued, owed * flow.num_queued // (flow.queued_cost * SCALE))

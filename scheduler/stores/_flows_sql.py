@@ -44,27 +44,19 @@ _WAITING = (
 #: task counts as one and a rounding error does not.
 _WANTED = (
     "ROUND(CAST(CASE WHEN f.queued_cost > 0 THEN"
-    " CAST({distance} AS DOUBLE PRECISION) * COALESCE(t.weight_permille, ?) / ? * f.num_queued"
-    " / f.queued_cost ELSE f.num_queued END AS DOUBLE PRECISION) + 0.4999)"
+    " CAST(? - f.virtual_time AS DOUBLE PRECISION) * COALESCE(t.weight_permille, ?) / ?"
+    " * f.num_queued / f.queued_cost ELSE f.num_queued END AS DOUBLE PRECISION) + 0.4999)"
 )
-
-
-def _waiting_below(distance: str, condition: str) -> str:
-    wanted = _WANTED.format(distance=distance)
-    return (
-        "SELECT COALESCE(SUM(n), 0), COALESCE(SUM(n * queued_cost / num_queued), 0), COUNT(*)"
-        " FROM (SELECT num_queued, queued_cost, CASE WHEN wanted < 1 THEN 1"
-        " WHEN wanted > num_queued THEN num_queued ELSE wanted END AS n FROM ("
-        f"SELECT f.num_queued, f.queued_cost, {wanted} AS wanted"
-        " FROM flows AS f LEFT JOIN tenants AS t ON t.tenant = f.tenant"
-        f" WHERE {_OF_BAND} AND f.tenant <> ? AND {condition}) AS flows_wanted) AS cut"
-    )
-
-
-_BELOW: Final = _waiting_below(
-    "(? - f.virtual_time)", "(f.virtual_time < ? OR (f.virtual_time = ? AND f.tenant < ?))"
+_BELOW: Final = (
+    "SELECT COALESCE(SUM(n), 0), COALESCE(SUM(n * queued_cost / num_queued), 0), COUNT(*)"
+    " FROM (SELECT num_queued, queued_cost, CASE WHEN wanted < 1 THEN 1"
+    " WHEN wanted > num_queued THEN num_queued ELSE wanted END AS n FROM ("
+    f"SELECT f.num_queued, f.queued_cost, {_WANTED} AS wanted"
+    " FROM flows AS f LEFT JOIN tenants AS t ON t.tenant = f.tenant"
+    f" WHERE {_OF_BAND} AND f.tenant <> ?"
+    " AND (f.virtual_time < ? OR (f.virtual_time = ? AND f.tenant < ?))"
+    ") AS flows_wanted) AS cut"
 )
-_AS_FAR: Final = _waiting_below("?", "1 = 1")
 #: Virtual time of a weighted token at a weight of a thousandth.
 _UNIT: Final = 1_000_000
 
@@ -230,13 +222,11 @@ class Flows(base.FlowTables):
         row = self._db.row(_WAITING, model, priority_class)
         return _ahead(row)
 
-    def waiting_below(self, flow: Flow, horizon: int, *, is_relative: bool = False) -> Ahead:
+    def waiting_below(self, flow: Flow, horizon: int) -> Ahead:
         self._flush_flows()
         band = (flow.model, flow.priority_class, flow.tenant)
-        given = (horizon, DEFAULT_WEIGHT_PERMILLE, _UNIT, *band)
-        if is_relative:
-            return _ahead(self._db.row(_AS_FAR, *given))
-        return _ahead(self._db.row(_BELOW, *given, horizon, horizon, flow.tenant))
+        given = (horizon, DEFAULT_WEIGHT_PERMILLE, _UNIT, *band, horizon, horizon, flow.tenant)
+        return _ahead(self._db.row(_BELOW, *given))
 
     # -- bands
 

@@ -179,13 +179,12 @@ class FlowTables(Protocol):
         """All that waits in the active flows of a band."""
         ...
 
-    def waiting_below(self, flow: Flow, horizon: int, *, is_relative: bool = False) -> Ahead:
+    def waiting_below(self, flow: Flow, horizon: int) -> Ahead:
         """What other active flows of the band send until each reaches a virtual time.
 
         A flow sends its tasks, each of its flow's mean cost and one at least, until what they cost,
         at its tenant's weight, has brought it from where it stands to ``horizon``; flows that stand
-        there already send none. ``is_relative``: every flow goes as far as ``horizon`` from where
-        it stands.
+        there already send none.
         """
         ...
 
