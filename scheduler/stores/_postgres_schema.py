@@ -28,7 +28,7 @@ def migrate(url: str) -> None:
             connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK_ID])
             # Another may have done it meanwhile.
             if not _is_current(connection, name):
-                _upgrade(known)
+                _upgrade(known, name)
     except psycopg.Error as error:
         raise StartupError(f"cannot open the store {name}: {error}") from error
 
@@ -44,11 +44,14 @@ def _is_current(connection: psycopg.Connection[Any], name: str) -> bool:
     return bool(row[0] == _migrations.HEAD)
 
 
-def _upgrade(known: dict[str, Any]) -> None:
+def _upgrade(known: dict[str, Any], name: str) -> None:
     import sqlalchemy as sa
 
     engine = sa.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(**known), poolclass=sa.NullPool
     )
-    with engine.connect() as opened:
-        _migrations.upgrade(opened)
+    try:
+        with engine.connect() as opened:
+            _migrations.upgrade(opened)
+    except sa.exc.SQLAlchemyError as error:
+        raise StartupError(f"cannot bring the store {name} up to date: {error}") from error

@@ -49,12 +49,16 @@ def decode_text(value: bytes) -> str:
     return text
 
 
+def _number(value: bytes) -> int | float:
+    return float(value) if b"." in value else int(value)
+
+
 #: By type; sums of integers come as numeric. Whatever else there is is text.
 _LOADERS: Final[dict[int, Callable[[bytes], Any]]] = {
     20: int,
     21: int,
     23: int,
-    1700: int,
+    1700: _number,
     701: float,
 }
 

@@ -125,11 +125,12 @@ class Tasks(base.TaskTables):
             "tenant = ?": tenant,
             "model = ?": model,
             "state = ?": state and state.value,
-            "is_dead = ?": 1 if is_dead else None,
             "id < ?": before,
         }
         given = {condition: value for condition, value in wanted.items() if value is not None}
-        where = f"WHERE {' AND '.join(given)}" if given else ""
+        # Not bound: the index of dead letters holds no others.
+        conditions = [*given, "is_dead = 1"] if is_dead else list(given)
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         statement = f"{SELECT} {where} ORDER BY id DESC LIMIT ?"
         return self._tasks(self._db.rows(statement, *given.values(), limit))
 

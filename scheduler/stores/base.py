@@ -296,9 +296,10 @@ class Store(Protocol):
     ) -> T:
         """Run a command as one transaction; its effect is on disk when this returns.
 
-        An error the command raises is raised here, and the command has had no effect. ``then`` is
-        given the value or the error first, in the event loop and in the order of commits, also
-        when the caller was cancelled meanwhile; it must not raise.
+        The command may be run several times, of which the last counts: it must do nothing but
+        through its transaction. An error it raises is raised here, and it has had no effect.
+        ``then`` is given the value or the error first, in the event loop and in the order of
+        commits, also when the caller was cancelled meanwhile; it must not raise.
 
         Raises:
             StoreUnavailable: the store refused, and whether it wrote is unknown. A caller that is

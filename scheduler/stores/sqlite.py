@@ -75,7 +75,7 @@ class Store(base.Store):
         except sqlite3.Error as error:
             self._unlock()
             raise StartupError(f"cannot open the store {self._path}: {error}") from error
-        except StartupError:
+        except BaseException:
             self._unlock()
             raise
         self._writing = Worker("store-writer", self._write, MAX_BATCH)
@@ -238,8 +238,11 @@ def _migrate(connection: sqlite3.Connection, path: str) -> None:
     engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=sa.StaticPool)
     # The driver begins no transaction by itself, and must not end ours before a step is complete.
     sa.event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
-    with engine.connect() as opened:
-        _migrations.upgrade(opened, before)
+    try:
+        with engine.connect() as opened:
+            _migrations.upgrade(opened, before)
+    except sa.exc.SQLAlchemyError as error:
+        raise StartupError(f"cannot bring the store {path} up to date: {error}") from error
 
 
 def _version(connection: sqlite3.Connection) -> str | None:

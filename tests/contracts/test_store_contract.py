@@ -15,7 +15,7 @@ import scheduler.stores
 from handlers.wire import TokenLogprob
 from scheduler.bulk import Bulk
 from scheduler.errors import StoreUnavailable
-from scheduler.flow import CLASS_WEIGHTS, DEFAULT_CLASS, Band, Flow, Tenant
+from scheduler.flow import CLASS_WEIGHTS, DEFAULT_CLASS, Ahead, Band, Flow, Tenant
 from scheduler.keys import Key, Role, hashed
 from scheduler.stores import postgres, sqlite
 from scheduler.stores.base import Store, Transaction
@@ -561,6 +561,42 @@ async def test_text_is_ordered_by_its_bytes_as_in_python(store: Store) -> None:
     assert await store.read(lambda tx: tx.next_flow(MODEL, DEFAULT_CLASS)) == flow(
         min(names), num_queued=1
     )
+
+
+async def test_what_waits_in_a_band_is_counted_up_to_a_virtual_time(store: Store) -> None:
+    # A task of cost 10 is 10,000 of virtual time at the ordinary weight, 5,000 at twice that.
+    ann = flow("ann", virtual_time=100_000, num_queued=1, queued_cost=10)
+    flows = [
+        ann,
+        flow("bob", virtual_time=80_000, num_queued=9, queued_cost=90),
+        flow("eve", virtual_time=95_000, num_queued=9, queued_cost=90),
+        flow("joe", virtual_time=100_000, num_queued=9, queued_cost=90),
+        flow("sue", virtual_time=0, num_queued=9, queued_cost=90, is_held=True),
+    ]
+
+    def command(tx: Transaction) -> None:
+        tx.put_tenant(Tenant("eve", weight_permille=2000))
+        for each in flows:
+            tx.put_flow(each)
+
+    await store.run(command)
+
+    assert await store.read(lambda tx: tx.waiting(MODEL, DEFAULT_CLASS)) == Ahead(28, 280, 4)
+    below = await store.read(lambda tx: tx.waiting_below(ann, 100_000))
+    assert below == Ahead(3, 30, 2)
+    as_far = await store.read(lambda tx: tx.waiting_below(ann, 20_000, is_relative=True))
+    assert as_far == Ahead(2 + 4 + 2, 80, 3)
+
+
+async def test_what_was_accepted_before_is_counted_by_flow(store: Store) -> None:
+    mine = task("t5")
+    await add(
+        store, mine, task("t1", tenant="bob"), task("t2", tenant="eve"), task("t3", tenant="bob")
+    )
+
+    assert await store.read(lambda tx: tx.queued_before(mine, 10)) == Ahead(3, 75, 2)
+    some = await store.read(lambda tx: tx.queued_before(mine, 2))
+    assert (some.num_tasks, some.is_at_least) == (2, True)
 
 
 async def test_a_flow_is_overwritten(store: Store) -> None:

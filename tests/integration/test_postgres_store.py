@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 import pytest
 import pytest_asyncio
 
+from scheduler import app
 from scheduler.clock import SystemClock
 from scheduler.errors import StaleLease, StartupError, StoreUnavailable
-from scheduler.stores import _flows_sql, _migrations, _postgres_writer, _tasks_sql
+from scheduler.settings import load
+from scheduler.stores import _flows_sql, _postgres_writer, _tasks_sql
 from scheduler.stores._postgres_link import connect, name_of
 from scheduler.stores._postgres_wire import Wire
 from scheduler.stores.base import Transaction
@@ -416,6 +420,26 @@ async def test_a_control_plane_that_holds_the_lock_too_long_makes_others_refuse(
 # -- how it is opened
 
 
+async def test_the_control_plane_opens_the_store_that_the_setting_names(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    shared = app._open_store(load({"store": postgres_url}))
+    own = app._open_store(load({"state": tmp_path}))
+
+    assert (shared.is_shared, own.is_shared) == (True, False)
+    assert (tmp_path / "plait.sqlite").exists()
+    await shared.close()
+    await own.close()
+
+
+def test_a_missing_driver_is_named_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scheduler.stores.postgres", None)
+    monkeypatch.delattr("scheduler.stores.postgres")
+
+    with pytest.raises(StartupError, match=r"pip install 'plait\[postgres\]'"):
+        app._open_store(load({"store": "postgresql://db/plait"}))
+
+
 def test_the_schema_of_a_newer_plait_is_refused(postgres: Server) -> None:
     with postgres.database() as url:
         name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
@@ -494,10 +518,3 @@ def test_what_every_decision_asks_is_answered_by_an_index_in_order(
     assert "Seq Scan" not in plan
     assert "Sort" not in plan
     wire.close()
-
-
-def test_the_newest_version_is_the_newest_file() -> None:
-    from pathlib import Path
-
-    folder = Path(_migrations.__file__).parent / "versions"
-    assert max(path.name[1:5] for path in folder.glob("v*.py")) == _migrations.HEAD

@@ -21,7 +21,7 @@ import pytest_asyncio
 from scheduler.clock import SystemClock
 from scheduler.errors import StartupError, StoreUnavailable
 from scheduler.flow import Tenant
-from scheduler.stores import _flows_sql, _migrations, _tasks_sql, sqlite
+from scheduler.stores import _flows_sql, _tasks_sql, sqlite
 from scheduler.stores.base import Transaction
 from scheduler.stores.sqlite import Store
 from scheduler.task_book import TaskBook
@@ -279,43 +279,3 @@ def _add_one(tx: Transaction) -> None:
 
 def _weight(tx: Transaction) -> int:
     return tx.tenant("ann").weight_permille
-
-
-def old_store(path: Path, root: Path) -> None:
-    """A file as the first schema has it, with a task that was interrupted after two tokens."""
-    path.parent.mkdir(parents=True)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript((root / "tests" / "data" / "sqlite-schema-1.sql").read_text())
-        connection.executescript(
-            "PRAGMA user_version = 1;"
-            "INSERT INTO tasks VALUES ('t1', 'ann', 'demo', 'queued', 0, NULL, NULL, 25, 5, 2, 9,"
-            " 9, 0, 1, 1, NULL, NULL, NULL, 2, 2, 10.0, 11.0, 12.0, NULL, NULL, NULL);"
-            "INSERT INTO documents VALUES ('t1', '{\"prompt\":\"def\"}');"
-            "INSERT INTO journal VALUES ('t1', 0, '[7]', 'a'), ('t1', 1, '[8]', 'b');"
-            "INSERT INTO attempts VALUES"
-            " ('t1', 1, 1, 'r1', 'demo__r0', 11.0, 0, 13.0, 'lost', 'x');"
-            "INSERT INTO flows VALUES ('demo', 'ann', 9, 1, 9);"
-        )
-
-
-async def test_what_an_older_plait_wrote_goes_on(path: Path, root: Path) -> None:
-    old_store(path, root)
-    book = TaskBook(store := Store(path), SystemClock(), lease_ttl_s=60)
-
-    (grant,) = await book.claim(MODEL, runner="r1", replica="demo__r0")
-
-    assert grant.generated == ((7, 8),)
-    assert (grant.task.resume, grant.task.num_answers) == ("close", 1)
-    assert [c.text for c in await book.chunks("t1")] == ["a", "b"]
-    await store.close()
-
-
-async def test_an_older_store_is_brought_up_to_date_once(path: Path, root: Path) -> None:
-    old_store(path, root)
-    for _ in range(2):
-        store = Store(path)
-        assert (await store.read(lambda tx: tx.task("t1"))).resume == "close"
-        await store.close()
-
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute(_migrations.VERSION_QUERY).fetchall() == [(_migrations.HEAD,)]

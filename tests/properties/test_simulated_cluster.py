@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from scheduler import moves
+from scheduler.dispatcher.link import _Inbox
 from scheduler.fair_queue import FairQueue
 from scheduler.moves import dispatch
 from scheduler.policies import virtual_time
@@ -128,6 +129,10 @@ def write_a_repeated_chunk_again(plant: pytest.MonkeyPatch) -> None:
     plant.setattr(moves, "append", mutant)
 
 
+def write_the_tail_of_an_answer_by_itself(plant: pytest.MonkeyPatch) -> None:
+    plant.setattr(_Inbox, "without_tail", lambda self: tuple(self.chunks))
+
+
 def forget_what_is_in_the_journal(plant: pytest.MonkeyPatch) -> None:
     plant.setattr(Tasks, "token_ids", lambda self, task_id: ())
 
@@ -154,6 +159,7 @@ MUTANTS: dict[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]] = {
     take_an_old_fence_for_the_current_one: ("promise 2",),
     lease_what_is_leased: ("promise 2",),
     write_a_repeated_chunk_again: ("promise 3",),
+    write_the_tail_of_an_answer_by_itself: ("promise 3",),
     forget_what_is_in_the_journal: ("promise 3",),
     never_release_a_lease_that_ran_out: ("promise 4",),
     never_queue_again_what_was_delayed: ("promise 4",),
@@ -162,6 +168,7 @@ MUTANTS: dict[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]] = {
 }
 
 
+@pytest.mark.timeout(4 * BUDGET_S)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_planted_bug_is_caught(
     mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
