@@ -306,6 +306,80 @@ async def test_a_bulk_is_its_tasks_in_their_places(store: Store) -> None:
     assert ids(await store.read(lambda tx: tx.bulk_tasks("b1", 1, 9))) == ["t3", "t2"]
 
 
+async def test_what_a_bulk_waits_for_is_found_and_bulks_without_tasks_are_removed(
+    store: Store,
+) -> None:
+    left = Bulk("b1", "ann", MODEL, "batch", 5.0)
+    cancelled = replace(left, id="b2", closed_at=6.0, cancelled_at=6.0)
+    done = replace(left, id="b3", closed_at=6.0)
+    for each in (left, cancelled, done, replace(cancelled, id="b4")):
+        await store.run(lambda tx, each=each: tx.put_bulk(each))
+    states = [TaskState.QUEUED, TaskState.LEASED, TaskState.PAUSED, TaskState.CANCELLED]
+    for n, state in enumerate(states):
+        await add(store, task(f"t{n}", bulk_id="b2", bulk_index=n, state=state))
+    await add(store, task("t9", bulk_id="b4", bulk_index=0, state=TaskState.FAILED))
+
+    unfinished = await store.read(lambda tx: tx.bulk_unfinished("b2", 9))
+    assert sorted(ids(unfinished)) == ["t0", "t1", "t2"]
+    assert len(await store.read(lambda tx: tx.bulk_unfinished("b2", 2))) == 2
+    assert await store.read(lambda tx: tx.bulks_left_open(5.0, 9)) == []
+    assert await store.read(lambda tx: tx.bulks_left_open(5.5, 9)) == [left]
+    assert await store.read(lambda tx: tx.bulks_to_cancel(9)) == [cancelled]
+    assert await store.run(lambda tx: tx.delete_bulks(6.0, 9)) == 0
+    assert await store.run(lambda tx: tx.delete_bulks(7.0, 9)) == 1
+    assert await store.read(lambda tx: tx.bulk("b3")) is None
+
+
+async def test_what_waits_is_summed_up_to_a_horizon(store: Store) -> None:
+    def command(tx: Transaction) -> None:
+        tx.put_tenant(Tenant("gold", weight_permille=2000))
+        for each in (
+            flow("me", num_queued=1, queued_cost=10, virtual_time=0),
+            # Stands at 10: a cost of 40 brings it to the horizon of 50, two of its tasks.
+            flow("ann", num_queued=10, queued_cost=200, virtual_time=10_000),
+            # The same way is worth twice the cost to it; a part of a task counts as one.
+            flow("gold", num_queued=20, queued_cost=300, virtual_time=10_000),
+            flow("few", num_queued=2, queued_cost=4, virtual_time=0),
+            # Stands at the horizon, and goes before "me" as its name does; one does not.
+            flow("even", num_queued=3, queued_cost=30, virtual_time=50_000),
+            flow("odd", num_queued=3, queued_cost=30, virtual_time=50_000),
+            flow("beyond", num_queued=3, queued_cost=30, virtual_time=50_001),
+            flow("held", num_queued=3, queued_cost=30, is_held=True),
+            flow("idle", virtual_time=0),
+            flow("free", num_queued=3, queued_cost=0, virtual_time=0),
+            flow("other", num_queued=3, queued_cost=30, priority_class="batch"),
+        ):
+            tx.put_flow(each)
+
+    await store.run(command)
+
+    mine = await store.read(lambda tx: tx.flow(MODEL, DEFAULT_CLASS, "me"))
+    below = await store.read(lambda tx: tx.waiting_below(mine, 50_000))
+    assert (below.num_tasks, below.num_flows) == (2 + 6 + 2 + 1 + 3, 5)
+    assert below.cost == 40 + 90 + 4 + 10
+    waiting = await store.read(lambda tx: tx.waiting(MODEL, "batch"))
+    assert (waiting.num_tasks, waiting.cost, waiting.num_flows) == (3, 30, 1)
+
+
+async def test_who_was_accepted_before_is_counted_in_other_flows(store: Store) -> None:
+    await add(
+        store,
+        task("t1", tenant="bob", estimated_cost=7),
+        task("t2", tenant="cy", estimated_cost=5, settled_cost=2),
+        task("t3"),
+        task("t4", tenant="bob"),
+        task("t0", tenant="di", priority_class="batch"),
+        task("t00", tenant="di", state=TaskState.PAUSED),
+        task("t5"),
+    )
+
+    before = await store.read(lambda tx: tx.queued_before(task("t3"), 10))
+    some = await store.read(lambda tx: tx.queued_before(task("t5"), 2))
+    assert (before.num_tasks, before.cost, before.num_flows) == (2, 10, 2)
+    assert not before.is_at_least
+    assert (some.num_tasks, some.is_at_least) == (2, True)
+
+
 async def test_keys_are_listed_by_tenant_and_found_by_id(store: Store) -> None:
     key = Key("k1", "ann", Role.OPERATOR, hashed("secret"), 5.0, "laptop")
     revoked = replace(key, id="k2", tenant="bob", revoked_at=7.0)

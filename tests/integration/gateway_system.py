@@ -23,7 +23,7 @@ from handlers.wire import TokenLogprob
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
 from scheduler.cluster_view import NodeView, ReplicaView
-from scheduler.errors import StaleLease
+from scheduler.errors import StaleLease, StoreUnavailable
 from scheduler.explainer import Explainer
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
@@ -101,9 +101,11 @@ class PlayedRunner:
     async def _claim(self, model: str) -> None:
         assert self.book is not None
         claim = partial(self.book.claim, model, runner="r1", replica=f"{model}__r0", limit=100)
-        while grants := await claim():
-            for grant in grants:
-                self._working[grant.task.id] = asyncio.create_task(self._work(grant))
+        # A gateway that closes meanwhile leaves the rest to the next.
+        with contextlib.suppress(StoreUnavailable):
+            while grants := await claim():
+                for grant in grants:
+                    self._working[grant.task.id] = asyncio.create_task(self._work(grant))
 
     def _stop(self, task_id: str, fence: int, runner: str) -> None:
         self.ended.append(task_id)
