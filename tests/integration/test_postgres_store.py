@@ -16,7 +16,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from scheduler import app
+from scheduler import control_plane
 from scheduler.clock import SystemClock
 from scheduler.errors import StaleLease, StartupError, StoreUnavailable
 from scheduler.settings import load
@@ -423,8 +423,8 @@ async def test_a_control_plane_that_holds_the_lock_too_long_makes_others_refuse(
 async def test_the_control_plane_opens_the_store_that_the_setting_names(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    shared = app._open_store(load({"store": postgres_url}))
-    own = app._open_store(load({"state": tmp_path}))
+    shared = control_plane.open_store(load({"store": postgres_url}))
+    own = control_plane.open_store(load({"state": tmp_path}))
 
     assert (shared.is_shared, own.is_shared) == (True, False)
     assert (tmp_path / "plait.sqlite").exists()
@@ -437,7 +437,7 @@ def test_a_missing_driver_is_named_with_what_brings_it(monkeypatch: pytest.Monke
     monkeypatch.delattr("scheduler.stores.postgres")
 
     with pytest.raises(StartupError, match=r"pip install 'plait\[postgres\]'"):
-        app._open_store(load({"store": "postgresql://db/plait"}))
+        control_plane.open_store(load({"store": "postgresql://db/plait"}))
 
 
 def test_the_schema_of_a_newer_plait_is_refused(postgres: Server) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler import app
+from scheduler import control_plane
 from scheduler.clock import ManualClock
 from scheduler.errors import StartupError
 from scheduler.keys import Role
@@ -22,8 +22,8 @@ async def test_a_start_that_would_lock_everybody_out_is_refused() -> None:
     await operations.revoke_key(revoked.id)
 
     with pytest.raises(StartupError, match="plait keys create default --role operator"):
-        await app._check_operator(operations)
+        await control_plane.check_operator(operations)
 
     await operations.create_key("ops", Role.OPERATOR)
-    await app._check_operator(operations)
+    await control_plane.check_operator(operations)
     await store.close()
