@@ -8,10 +8,12 @@ DEV     := $(VENV)/.dev
 BENCH   := $(VENV)/.bench
 # What `make run` passes on, such as: make run ARGS="--http-port 9000 --model demo"
 ARGS    ?=
+# How many seeds `make simulate` runs.
+SEEDS   ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev run test check unit integration acceptance format lint types layers proto \
-        packaging bench-engine ci clean
+        packaging simulate bench-engine bench-queue bench-fairness ci clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +58,9 @@ integration: $(DEV)  ## contracts, properties and integration
 acceptance: $(DEV)  ## a real TorchServe behind the whole of Plait, and processes killed
 	$(BIN)/python -m pytest tests/acceptance $(ARGS)
 
+simulate: $(DEV)  ## promises 1 to 5 under faults, from seeds: SEEDS=1000; ARGS="--seed 7" tells of one
+	$(BIN)/python -m scheduler.testing.simulation --seeds $(SEEDS) $(ARGS)
+
 packaging: $(DEV)  ## what the wheel holds
 	$(BIN)/python -m pytest tests/packaging $(ARGS)
 
@@ -83,6 +88,12 @@ proto: $(DEV)  ## generate scheduler/rpc from its .proto files
 
 bench-engine: $(BENCH)  ## the engine against its limits and other ways; ARGS=--quick, --gpu
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-queue: $(BENCH)  ## the task queue beside others, on the same task; ARGS=--quick
+	$(BIN)/python -m benchmarks.queue $(ARGS)
+
+bench-fairness: $(BENCH)  ## a light tenant beside one that floods, and a picture of it
+	$(BIN)/python -m benchmarks.fairness $(ARGS)
 
 clean:  ## remove the environment, built archives and state
 	rm -rf $(VENV) .plait .bench build dist *.egg-info archives/*__r*

@@ -1,4 +1,4 @@
-"""Puts the parts together: the only place that constructs them.
+"""Puts the parts together; with ``control_plane`` the only place that constructs them.
 
 ``run_up`` starts processes; ``run_control`` and ``run_runner`` are what two of them do. Each
 returns when it was told to stop (SIGINT or SIGTERM) and everything it started is gone.
@@ -11,42 +11,28 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
-import grpc.aio
 from rich.console import Console
 
 from handlers import model_config
 from handlers.model_config import ModelConfig, ModelConfigError
 from scheduler import startup
-from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.clock import SystemClock
-from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
+from scheduler.control_plane import open_control
 from scheduler.errors import StartupError
-from scheduler.gateway.front import Front
-from scheduler.gateway.grpc_tasks import attach, server_options
-from scheduler.gateway.http import open_http
-from scheduler.gateway.tokens import open_counter
-from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.runner import devices
 from scheduler.runner.service import Identity, Runner, load_runner_id
-from scheduler.settings import Settings
-from scheduler.stores import sqlite
+from scheduler.settings import PREFIX, Settings, without_secrets
 from scheduler.supervisor import Program, Supervisor
-from scheduler.task_book import TaskBook
 from scheduler.telemetry import logs
 from scheduler.torchserve import process as torchserve
 from scheduler.torchserve.endpoint import Endpoint
 from scheduler.torchserve.inference import Inference
 from scheduler.torchserve.management import Management
-
-T = TypeVar("T")
-
-#: Seconds that gRPC calls still have once the control plane stops.
-_GRPC_GRACE_S: Final = 2.0
 
 
 def load_models(settings: Settings) -> dict[str, ModelConfig]:
@@ -203,7 +189,7 @@ def _torchserve_program(settings: Settings) -> Program:
     return Program(
         name="torchserve",
         command=command,
-        environment=torchserve.environment(state),
+        environment=torchserve.environment(state, without_secrets(os.environ)),
         cwd=torchserve.folder(state),
         log_file=state / "logs" / "torchserve.log",
         stop_timeout_s=20.0,
@@ -212,10 +198,12 @@ def _torchserve_program(settings: Settings) -> Program:
 
 
 def _own_program(settings: Settings, name: str) -> Program:
+    store = settings.store.get_secret_value()
+    secrets = {f"{PREFIX}STORE": store} if name == "control" else {}
     return Program(
         name=name,
         command=lambda: [sys.executable, "-m", "scheduler.cli", name],
-        environment={**os.environ, **settings.to_environment()},
+        environment={**without_secrets(os.environ), **settings.to_environment(), **secrets},
         cwd=Path.cwd(),
         log_file=settings.state.absolute() / "logs" / f"{name}.log",
     )
@@ -228,65 +216,7 @@ def run_control(settings: Settings) -> None:
     """Gateway, dispatcher and sidecar over one store, until SIGTERM."""
     logs.configure(settings.log_level)
     configs = load_models(settings)
-    asyncio.run(_until_stopped(_control(settings, configs)))
-
-
-@asynccontextmanager
-async def _control(
-    settings: Settings, configs: dict[str, ModelConfig]
-) -> AsyncIterator[list[Coroutine[Any, Any, None]]]:
-    """The control plane, listening; what it yields is to be run while it is open."""
-    clock = SystemClock()
-    async with AsyncExitStack() as stack:
-        settings.state.mkdir(parents=True, exist_ok=True)
-        store = sqlite.Store(settings.state / "plait.sqlite")
-        stack.push_async_callback(store.close)
-        book = TaskBook(
-            store, clock, lease_ttl_s=settings.lease_ttl_s, max_attempts=settings.max_attempts
-        )
-        dispatcher = Dispatcher(
-            book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
-        )
-        sidecar = Sidecar(configs, book, dispatcher, reconcile_s=settings.reconcile_s)
-        counters = {name: open_counter(config) for name, config in configs.items()}
-        book.on_desired_replicas(sidecar.look_again)
-        front = Front(book, configs, counters, dispatcher, clock)
-        await stack.enter_async_context(_grpc(settings, front, dispatcher))
-        http = await _listen(
-            "http-port",
-            settings.http_port,
-            open_http(front, settings.host, settings.http_port, settings.max_body_bytes),
-        )
-        stack.push_async_callback(http.cleanup)
-        yield [dispatcher.run(), sidecar.run()]
-
-
-@asynccontextmanager
-async def _grpc(settings: Settings, front: Front, dispatcher: Dispatcher) -> AsyncIterator[None]:
-    options = dict([*SERVER_OPTIONS, *server_options(settings.max_body_bytes)])
-    server = grpc.aio.server(options=list(options.items()))
-    attach(server, front)
-    # Generated code, without types.
-    add_RunnerServiceServicer_to_server(dispatcher, server)  # type: ignore[no-untyped-call]  # generated
-    target = f"{settings.host}:{settings.grpc_port}"
-    try:
-        server.add_insecure_port(target)
-    except RuntimeError as error:
-        raise StartupError(f"cannot listen on {target} (--grpc-port): {error}") from error
-    await server.start()
-    try:
-        yield
-    finally:
-        front.close()
-        dispatcher.close()
-        await server.stop(grace=_GRPC_GRACE_S)
-
-
-async def _listen(option: str, port: int, opening: Awaitable[T]) -> T:
-    try:
-        return await opening
-    except OSError as error:
-        raise StartupError(f"cannot listen on port {port} (--{option}): {error}") from error
+    asyncio.run(_until_stopped(open_control(settings, configs)))
 
 
 # ------------------------------------------------------------------------------------- runner
@@ -305,7 +235,8 @@ async def _runner(
 ) -> AsyncIterator[list[Coroutine[Any, Any, None]]]:
     clock = SystemClock()
     node = settings.node or socket.gethostname()
-    identity = Identity(load_runner_id(settings.state), node, devices.count())
+    found = devices.look()
+    identity = Identity(load_runner_id(settings.state), node, found.count, found.kind)
     endpoint = Endpoint(settings.state)
     async with AsyncExitStack() as stack:
         inference = Inference(endpoint)

@@ -6,19 +6,25 @@ Exit codes: 0 done, 1 the request or the start failed, 2 the command line was wr
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from scheduler import serve_commands, tables
-from scheduler import settings as settings_module
+from scheduler import bulk_commands, operate_commands, serve_commands, tables
+from scheduler.console import (
+    ERR,
+    TASK_PANEL,
+    AddressOption,
+    GrpcOption,
+    JsonOption,
+    TenantOption,
+    client,
+    show,
+    told,
+)
 from scheduler.errors import InvalidRequest, PlaitError
 
 app = typer.Typer(
@@ -31,18 +37,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 serve_commands.add_to(app)
-_out = Console(soft_wrap=True)
-_err = Console(stderr=True, soft_wrap=True)
+operate_commands.add_to(app)
+bulk_commands.add_to(app)
 
 
-AddressOption = Annotated[
-    str | None,
-    typer.Option("--address", help="Gateway to talk to.", show_default="http://127.0.0.1:8700"),
-]
-GrpcOption = Annotated[
-    str | None, typer.Option("--grpc-address", help="Its gRPC port.", show_default="127.0.0.1:8701")
-]
-TenantOption = Annotated[str, typer.Option("--tenant", "-t", help="Whom the work is accounted to.")]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Model to use; see `plait models`.")
 ]
@@ -67,10 +65,14 @@ RegexOption = Annotated[
     str | None, typer.Option(help="Answer with a text that this expression matches.")
 ]
 NumAnswersOption = Annotated[int, typer.Option("--n", help="Answers to the prompt.", min=1)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-TASK_PANEL = "Generate and follow tasks"
-OPERATE_PANEL = "Operate"
+ClassOption = Annotated[
+    str | None,
+    typer.Option(
+        "--class", help="Priority class; see `plait classes list`.", show_default="standard"
+    ),
+]
+LimitOption = Annotated[int, typer.Option(help="Most tasks to list.", min=1)]
+TaskArgument = Annotated[str, typer.Argument(help="A task's id.")]
 
 
 # ------------------------------------------------------------------------------------- tasks
@@ -91,13 +93,14 @@ def generate(
     json_schema: SchemaOption = None,
     regex: RegexOption = None,
     n: NumAnswersOption = 1,
-    tenant: TenantOption = "default",
+    priority_class: ClassOption = None,
+    tenant: TenantOption = None,
     address: AddressOption = None,
     grpc_address: GrpcOption = None,
 ) -> None:
     """Continue a prompt, streaming the text; goes on by itself after a lost connection."""
-    client = _client(address, grpc_address, tenant)
-    with _told():
+    gateway = client(address, grpc_address, tenant)
+    with told():
         document = _document(
             prompt,
             max_new_tokens=max_new_tokens,
@@ -112,13 +115,14 @@ def generate(
             regex=regex,
             n=n,
         )
-        task_id = client.submit(model, document)["task_id"]
+        task = gateway.submit(model, document, priority_class=priority_class)
+        task_id = task["task_id"]
         try:
-            for text in client.stream(task_id) if n == 1 else _answers(client, task_id):
+            for text in gateway.stream(task_id) if n == 1 else _answers(gateway, task_id):
                 sys.stdout.write(text)
                 sys.stdout.flush()
         except KeyboardInterrupt:
-            client.cancel(task_id)
+            gateway.cancel(task_id)
             raise
     if sys.stdout.isatty():
         print()
@@ -139,6 +143,7 @@ def submit(
     json_schema: SchemaOption = None,
     regex: RegexOption = None,
     n: NumAnswersOption = 1,
+    priority_class: ClassOption = None,
     priority: Annotated[
         int, typer.Option(help="Order among your own tasks: greater goes first.")
     ] = 0,
@@ -148,12 +153,12 @@ def submit(
     key: Annotated[
         str | None, typer.Option(help="Idempotency key: the same key, the same task.")
     ] = None,
-    tenant: TenantOption = "default",
+    tenant: TenantOption = None,
     address: AddressOption = None,
 ) -> None:
     """Hand in a task and print its id; it goes on without you."""
-    client = _client(address, None, tenant)
-    with _told():
+    gateway = client(address, None, tenant)
+    with told():
         document = _document(
             prompt,
             max_new_tokens=max_new_tokens,
@@ -168,8 +173,13 @@ def submit(
             regex=regex,
             n=n,
         )
-        task = client.submit(
-            model, document, priority=priority, deadline_s=deadline_s, idempotency_key=key
+        task = gateway.submit(
+            model,
+            document,
+            priority_class=priority_class,
+            priority=priority,
+            deadline_s=deadline_s,
+            idempotency_key=key,
         )
     print(task["task_id"])
 
@@ -179,33 +189,46 @@ def status(
     task_id: Annotated[
         str | None, typer.Argument(help="A task's id; without it: your newest.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Most tasks to list.", min=1)] = 20,
+    state: Annotated[str | None, typer.Option(help="List those in this state.")] = None,
+    limit: LimitOption = 20,
     as_json: JsonOption = False,
-    tenant: TenantOption = "default",
+    tenant: TenantOption = None,
     address: AddressOption = None,
 ) -> None:
     """Show one task with its attempts, or list the newest."""
-    client = _client(address, None, tenant)
-    with _told():
+    gateway = client(address, None, tenant)
+    with told():
         if task_id is None:
-            _show(client.tasks(limit=limit), as_json, tables.task_table)
+            show(gateway.tasks(state=state, limit=limit), as_json, tables.task_table)
         else:
-            _show(client.task(task_id), as_json, tables.task_story)
+            show(gateway.task(task_id), as_json, tables.task_story)
+
+
+@app.command(rich_help_panel=TASK_PANEL)
+def explain(
+    task_id: TaskArgument,
+    as_json: JsonOption = False,
+    tenant: TenantOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Tell why a task waits and until when, or what its attempts were."""
+    with told():
+        show(client(address, None, tenant).explain(task_id), as_json, tables.explanation_story)
 
 
 @app.command(rich_help_panel=TASK_PANEL)
 def watch(
-    task_id: Annotated[str, typer.Argument(help="A task's id.")],
+    task_id: TaskArgument,
     cursor: Annotated[int, typer.Option(help="Chunks to leave out.", min=0)] = 0,
     index: Annotated[int, typer.Option(help="Which answer, from 0.", min=0)] = 0,
-    tenant: TenantOption = "default",
+    tenant: TenantOption = None,
     address: AddressOption = None,
     grpc_address: GrpcOption = None,
 ) -> None:
     """Stream what a task produces, from its beginning, until it ends."""
-    client = _client(address, grpc_address, tenant)
-    with _told():
-        for text in client.stream(task_id, cursor, index):
+    gateway = client(address, grpc_address, tenant)
+    with told():
+        for text in gateway.stream(task_id, cursor, index):
             sys.stdout.write(text)
             sys.stdout.flush()
     if sys.stdout.isatty():
@@ -214,80 +237,65 @@ def watch(
 
 @app.command(rich_help_panel=TASK_PANEL)
 def cancel(
-    task_id: Annotated[str, typer.Argument(help="A task's id.")],
-    tenant: TenantOption = "default",
+    task_id: TaskArgument,
+    tenant: TenantOption = None,
     address: AddressOption = None,
 ) -> None:
     """Take a task back; one that has ended stays as it is."""
-    client = _client(address, None, tenant)
-    with _told():
-        print(client.cancel(task_id)["state"])
+    gateway = client(address, None, tenant)
+    with told():
+        print(gateway.cancel(task_id)["state"])
 
 
-# ------------------------------------------------------------------------------------- operating
+@app.command(rich_help_panel=TASK_PANEL)
+def pause(
+    task_id: TaskArgument, tenant: TenantOption = None, address: AddressOption = None
+) -> None:
+    """Make a task wait until you resume it; it keeps what it has produced."""
+    with told():
+        print(client(address, None, tenant).pause(task_id)["state"])
 
 
-@app.command(rich_help_panel=OPERATE_PANEL)
-def models(as_json: JsonOption = False, address: AddressOption = None) -> None:
-    """List the models with their replicas."""
-    with _told():
-        _show(_client(address).models(), as_json, tables.model_table)
+@app.command(rich_help_panel=TASK_PANEL)
+def resume(
+    task_id: TaskArgument, tenant: TenantOption = None, address: AddressOption = None
+) -> None:
+    """Let a paused task go on."""
+    with told():
+        print(client(address, None, tenant).resume(task_id)["state"])
 
 
-@app.command(rich_help_panel=OPERATE_PANEL)
-def workers(
-    stages: Annotated[
-        bool, typer.Option("--stages", help="Show what each replica's pipeline tells of itself.")
+@app.command(rich_help_panel=TASK_PANEL)
+def dead(
+    all_tenants: Annotated[
+        bool, typer.Option("--all", help="Those of all tenants; for operators.")
     ] = False,
+    limit: LimitOption = 20,
     as_json: JsonOption = False,
+    tenant: TenantOption = None,
     address: AddressOption = None,
 ) -> None:
-    """List the nodes and what runs on them."""
-    with _told():
-        render = tables.stage_table if stages else tables.worker_table
-        _show(_client(address).workers(), as_json, render)
+    """List dead letters: tasks that lost all their attempts and may be requeued."""
+    with told():
+        gateway = client(address, None, tenant)
+        listing = gateway.tasks(is_dead=True, all_tenants=all_tenants, limit=limit)
+        show(listing, as_json, tables.dead_table)
 
 
-@app.command(rich_help_panel=OPERATE_PANEL)
-def scale(
-    model: Annotated[str, typer.Argument(help="A model's name.")],
-    replicas: Annotated[int, typer.Argument(help="Replicas to keep.", min=0)],
+@app.command(rich_help_panel=TASK_PANEL)
+def requeue(
+    task_ids: Annotated[list[str], typer.Argument(help="Ids of dead letters; see `plait dead`.")],
+    tenant: TenantOption = None,
     address: AddressOption = None,
 ) -> None:
-    """Keep this many replicas of a model; surplus ones finish their work first."""
-    with _told():
-        answer = _client(address).scale(model, replicas)
-    print(f"{model}: {answer['desired_replicas']} replicas desired; see `plait workers`")
-
-
-@app.command(rich_help_panel=OPERATE_PANEL)
-def weight(
-    tenant: Annotated[str, typer.Argument(help="A tenant's name.")],
-    share: Annotated[
-        float | None, typer.Argument(help="New weight; 1 is everybody's default.")
-    ] = None,
-    address: AddressOption = None,
-) -> None:
-    """Show or set a tenant's weight: its share while others are busy too."""
-    client = _client(address)
-    with _told():
-        print(client.weight(tenant) if share is None else client.set_weight(tenant, share))
+    """Try dead letters again, each from what it has produced."""
+    gateway = client(address, None, tenant)
+    with told():
+        for task_id in task_ids:
+            print(f"{task_id}  {gateway.requeue(task_id)['state']}")
 
 
 # ------------------------------------------------------------------------------------- plumbing
-
-
-def _client(address: str | None, grpc_address: str | None = None, tenant: str = "default") -> Any:
-    from scheduler.client import Client
-
-    with _told():
-        chosen = settings_module.load()
-    return Client(
-        address or f"http://{chosen.host}:{chosen.http_port}",
-        grpc_address or f"{chosen.host}:{chosen.grpc_port}",
-        tenant=tenant,
-        tell=lambda words: _err.print(f"plait: {words}", highlight=False, markup=False),
-    )
 
 
 def _document(prompt: str, **fields: Any) -> dict[str, Any]:
@@ -306,27 +314,13 @@ def _read_file(path: str) -> str:
         raise InvalidRequest(f"json_schema: cannot read {path}: {error}") from None
 
 
-def _answers(client: Any, task_id: str) -> Iterator[str]:
+def _answers(gateway: Any, task_id: str) -> Iterator[str]:
     """Several answers, one after the other under a number each, when all are there."""
-    for _ in client.stream(task_id):
+    for _ in gateway.stream(task_id):
         pass
-    choices = client.task(task_id)["output"]["choices"]
+    choices = gateway.task(task_id)["output"]["choices"]
     for choice in choices:
         yield f"[{choice['index']}] {choice['text']}\n"
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turn an error Plait raises on purpose into its message and exit code 1."""
-    try:
-        yield
-    except PlaitError as error:
-        _err.print(f"[red]plait:[/] {error}", highlight=False)
-        raise typer.Exit(1) from None
-
-
-def _show(document: Any, as_json: bool, render: Callable[[Any], Table | str]) -> None:
-    _out.print_json(json.dumps(document)) if as_json else _out.print(render(document))
 
 
 def main() -> None:
@@ -334,7 +328,7 @@ def main() -> None:
     try:
         app()
     except PlaitError as error:
-        _err.print(f"[red]plait:[/] {error}", highlight=False)
+        ERR.print(f"[red]plait:[/] {error}", highlight=False)
         sys.exit(1)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+#: Of a model's slots one in so many is kept for those who come, at least one.
+_SLOTS_PER_KEPT: Final = 32
 #: ``ReplicaView.state`` of a replica that takes work.
 READY: Final = "ready"
 
@@ -46,6 +48,8 @@ class NodeView:
     connected: bool
     num_devices: int
     replicas: tuple[ReplicaView, ...] = ()
+    #: What its devices are, such as "cpu" or "NVIDIA H100 80GB HBM3"; empty when it did not say.
+    device_kind: str = ""
 
 
 class Cluster(Protocol):
@@ -54,3 +58,14 @@ class Cluster(Protocol):
     def nodes(self) -> Sequence[NodeView]:
         """Every node known, those that lost their connection included; cheap, reads memory."""
         ...
+
+
+def kept_slots(num_slots: int) -> int:
+    """Slots of a model that a flow does not get that holds half of all, while several tenants are
+    served; see ``scheduler/dispatcher/headroom.py``."""
+    return max(0, min(-(-num_slots // _SLOTS_PER_KEPT), num_slots - 1))
+
+
+def most_leased(num_slots: int) -> int:
+    """Tasks in flight from which on a flow does not get them."""
+    return max(1, num_slots // 2)

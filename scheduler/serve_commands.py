@@ -35,6 +35,7 @@ ModelConfigs = Annotated[Path | None, _setting("model_configs")]
 ModelStore = Annotated[Path | None, _setting("model_store")]
 TorchserveConfig = Annotated[Path | None, _setting("torchserve_config")]
 LogLevel = Annotated[str | None, _setting("log_level")]
+Policy = Annotated[str | None, _setting("policy")]
 ControlAddress = Annotated[str | None, _setting("control_address")]
 NodeName = Annotated[str | None, _setting("node", "--name")]
 
@@ -55,6 +56,7 @@ def up(
     model_configs: ModelConfigs = None,
     model_store: ModelStore = None,
     torchserve_config: TorchserveConfig = None,
+    policy: Policy = None,
     log_level: LogLevel = None,
 ) -> None:
     """Start everything on this machine: TorchServe, control plane and runner."""
@@ -71,6 +73,7 @@ def control(
     state: State = None,
     models: Models = None,
     model_configs: ModelConfigs = None,
+    policy: Policy = None,
     log_level: LogLevel = None,
 ) -> None:
     """Run the control plane alone: gateway, dispatcher and sidecar."""

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from scheduler import plugins, policies
 from scheduler.errors import StartupError
 
 PREFIX = "PLAIT_"
@@ -36,6 +37,11 @@ class Settings(BaseSettings):
     grpc_port: Port = Field(8701, description="Port of the gRPC gateway and of the runners.")
     state: Path = Field(
         Path(".plait"), description="Folder for the store, logs and TorchServe's files."
+    )
+    store: SecretStr = Field(
+        SecretStr(""),
+        description="Where tasks are kept: empty for SQLite in the state folder, "
+        "or a postgresql:// URL.",
     )
     model_configs: Path = Field(
         Path("model_configs"), description="Folder with one YAML file per model."
@@ -60,6 +66,45 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         5, ge=1, description="Attempts a task may lose to faults of machines before it fails."
     )
+    retry_first_s: float = Field(
+        1.0,
+        ge=0,
+        description="Seconds a task waits after its second lost attempt; each doubles it.",
+    )
+    retry_most_s: float = Field(
+        60.0, ge=0, description="Most seconds a task waits after a lost attempt."
+    )
+    preempt_after_s: float = Field(
+        2.0,
+        ge=0,
+        description="Seconds a higher class waits until work of a lower one is parked; 0: never.",
+    )
+    preempt_slice_s: float = Field(
+        5.0, ge=0, description="Seconds for which begun work is not parked."
+    )
+    retention_s: float = Field(
+        7 * 24 * 3600.0,
+        ge=0,
+        description="Seconds for which a task is kept after its end; 0: for ever.",
+    )
+    max_queued: int = Field(
+        1_000_000, ge=1, description="Tasks that may be queued, of all tenants together."
+    )
+    min_free_disk_bytes: int = Field(
+        512 * 1024 * 1024,
+        ge=0,
+        description="Bytes of the store's disk kept for accepted work; with less, new is refused.",
+    )
+    require_keys: bool = Field(
+        False, description="Whether every request needs a key, and operators' an operator's."
+    )
+    api_key: SecretStr = Field(
+        SecretStr(""), description="Key that the command line shows to the gateway; empty: none."
+    )
+    policy: str = Field(
+        "virtual_time",
+        description="How tenants share a model: a file in scheduler/policies.",
+    )
     reconcile_s: float = Field(
         2.0, gt=0, description="Seconds between two looks of the sidecar at what should run."
     )
@@ -82,14 +127,41 @@ class Settings(BaseSettings):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
 
+    @field_validator("store")
+    @classmethod
+    def _is_store(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if url and not url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be empty, or a URL that begins with postgresql://")
+        return value
+
+    @field_validator("policy")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in (known := plugins.names(policies)):
+            raise ValueError(f"there is no such policy; there are: {', '.join(known)}")
+        return value
+
     @property
     def runner_target(self) -> str:
         """``host:port`` of the control plane's gRPC server, for a runner."""
         return self.control_address or f"{self.host}:{self.grpc_port}"
 
     def to_environment(self) -> dict[str, str]:
-        """The settings as environment variables, for a child process; paths are made absolute."""
-        return {PREFIX + name.upper(): _as_text(value) for name, value in self.model_dump().items()}
+        """The settings as environment variables, for a child process, but for those that are
+        secret; paths are made absolute."""
+        values = self.model_dump(exclude=set(SECRETS))
+        return {PREFIX + name.upper(): _as_text(value) for name, value in values.items()}
+
+
+#: Settings that are shown to nobody: not in messages, and not to processes that do not need them.
+SECRETS = ("api_key", "store")
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment for a process that needs no secret of ours."""
+    secret = {PREFIX + name.upper() for name in SECRETS}
+    return {name: value for name, value in environment.items() if name not in secret}
 
 
 def load(given: Mapping[str, Any] | None = None) -> Settings:
@@ -102,11 +174,14 @@ def load(given: Mapping[str, Any] | None = None) -> Settings:
     try:
         return Settings(**{k: v for k, v in (given or {}).items() if v is not None})
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (given: {e['input']!r})"
-            for e in error.errors()
-        )
-        raise StartupError(f"wrong settings: {problems}") from error
+        problems = "; ".join(_problem(e["loc"], e["msg"], e["input"]) for e in error.errors())
+        # Not as its cause, which repeats what was given.
+        raise StartupError(f"wrong settings: {problems}") from None
+
+
+def _problem(location: tuple[int | str, ...], message: str, given: object) -> str:
+    shown = "" if location[0] in SECRETS else f" (given: {given!r})"
+    return f"{'.'.join(map(str, location))}: {message}{shown}"
 
 
 def _as_text(value: object) -> str:

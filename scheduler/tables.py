@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 #: Columns whose values must stay in one piece.
-_MIN_WIDTHS = {"TASK": 26, "REPLICA": 12}
+_MIN_WIDTHS = {"TASK": 26, "BULK": 26, "REPLICA": 12}
 
 
 def _table(*columns: str) -> Table:
@@ -31,6 +31,65 @@ def task_table(listing: Any) -> Table:
             _moment(task["accepted_at"]),
         )
     return table
+
+
+def dead_table(listing: Any) -> Table:
+    table = _table("TASK", "TENANT", "MODEL", "LOST", "TOKENS", "ENDED", "WHY")
+    for task in listing["tasks"]:
+        why = task["error"]["message"] if task["error"] else ""
+        table.add_row(
+            task["task_id"],
+            task["tenant"],
+            task["model"],
+            str(task["num_lost"]),
+            str(task["num_tokens"]),
+            _moment(task["finished_at"]),
+            why,
+        )
+    return table
+
+
+def tenant_table(listing: Any) -> Table:
+    """Tenants with what they have of what they may have."""
+    table = _table("TENANT", "WEIGHT", "QUEUED", "IN FLIGHT", "COST/MIN", "CLASSES", "SERVED")
+    for tenant in listing["tenants"]:
+        served = sum(tenant["served_cost"].values())
+        table.add_row(
+            tenant["tenant"],
+            f"{tenant['weight']:g}",
+            _of(tenant["queued"], tenant["max_queued"]),
+            _of(tenant["in_flight"], tenant["max_in_flight"]),
+            "-" if tenant["cost_per_minute"] is None else str(tenant["cost_per_minute"]),
+            "all" if tenant["classes"] is None else " ".join(tenant["classes"]),
+            str(served),
+        )
+    return table
+
+
+def key_table(listing: Any) -> Table:
+    table = _table("KEY", "TENANT", "ROLE", "NAME", "CREATED", "REVOKED")
+    for key in listing["keys"]:
+        created, revoked = _moment(key["created_at"]), _moment(key["revoked_at"])
+        table.add_row(key["key_id"], key["tenant"], key["role"], key["name"], created, revoked)
+    return table
+
+
+def class_table(listing: Any) -> Table:
+    table = _table("CLASS", "WEIGHT")
+    for each in listing["classes"]:
+        table.add_row(each["class"], f"{each['weight']:g}")
+    return table
+
+
+def cost_table(listing: Any) -> Table:
+    table = _table("MODEL", "DEVICE KIND", "FACTOR")
+    for each in listing["cost_factors"]:
+        table.add_row(each["model"], each["device_kind"], f"{each['factor']:g}")
+    return table
+
+
+def _of(count: int, limit: int | None) -> str:
+    return str(count) if limit is None else f"{count}/{limit}"
 
 
 def task_story(task: Any) -> str:
@@ -108,6 +167,64 @@ def _engine_row(engine: Any) -> list[str]:
         f"{blocks.get('cached', '-')} cached",
         f"{faults}, {last}" if last else faults,
     ]
+
+
+def bulk_table(listing: Any) -> Table:
+    table = _table("BULK", "NAME", "MODEL", "CLASS", "STATE", "INPUTS", "BEGUN")
+    for bulk in listing["bulks"]:
+        table.add_row(
+            bulk["bulk_id"],
+            bulk["name"] or "-",
+            bulk["model"],
+            bulk["class"],
+            bulk["state"],
+            str(bulk["num_inputs"]),
+            _moment(bulk["created_at"]),
+        )
+    return table
+
+
+def bulk_story(bulk: Any) -> str:
+    """A bulk and how far it is, as lines."""
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(bulk["counts"].items())) or "none"
+    return "\n".join(
+        [
+            f"{bulk['bulk_id']}  {bulk['state']}" + (f"  {bulk['name']}" if bulk["name"] else ""),
+            f"model {bulk['model']}, class {bulk['class']}, tenant {bulk['tenant']}, "
+            f"begun {_moment(bulk['created_at'])}",
+            f"{bulk['num_ended']} of {bulk['num_inputs']} inputs have ended: {counts}",
+        ]
+    )
+
+
+def explanation_story(told: Any) -> str:
+    """Why a task waits and until when, or what its attempts were, as lines."""
+    lines = [f"{told['task_id']}  {told['state']}", told["message"]]
+    if told["position"] is not None:
+        lines.append(f"place {told['position']} among its tenant's tasks")
+    lines += [f"- {shortage['message']}" for shortage in told["short"][1:]]
+    if told["estimated_start_at"] is not None:
+        lines.append(f"starts about {_moment(told['estimated_start_at'])}{_basis(told['basis'])}")
+    elif told["why_unknown"]:
+        lines.append(f"nobody can tell when it starts: {told['why_unknown']}")
+    lines += [
+        f"attempt {a['number']} on {a['replica']} of {a['runner']}: waited {a['waited_s']:.1f} s, "
+        f"{a['outcome']} after {a['duration_s']:.1f} s with {a['num_tokens']} tokens"
+        + (f", {a['reason']}" if a["reason"] else "")
+        for a in told["attempts"]
+    ]
+    lines.append(f"waited {told['waited_s']:.1f} s, worked on {told['worked_s']:.1f} s")
+    return "\n".join(lines)
+
+
+def _basis(basis: Any) -> str:
+    if basis is None or basis["cost_per_s"] is None:
+        return ""
+    more = "at least " if basis["is_at_least"] else ""
+    return (
+        f" ({more}{basis['num_tasks_ahead']} tasks of cost {basis['cost_ahead']} ahead, "
+        f"{basis['cost_per_s']:.0f} a second, measured for {basis['measured_s']:.0f} s)"
+    )
 
 
 def _section(engine: Any, name: str) -> Any:

@@ -1,11 +1,14 @@
 """A task: an accepted submission, durable and owned, and the moves it may make.
 
     queued --claim--> leased --finish--> succeeded | failed
-      |                 |--release, expiry--> queued     (attempt + 1, journal kept)
+      |                 |--lost, parked--> queued | delayed     (journal kept)
+      |--pause----------+--> paused --resume--> queued
       +------cancel-----+--> cancelled          deadline --> expired
 
-The states are an enum, the legal moves are the table ``TRANSITIONS``, and :func:`check_move` is
-the one place that refuses the rest. Records are immutable; a store writes a new one.
+A task that failed because it lost too many attempts is a *dead letter*: it may be requeued, which
+is the one move out of a final state. The states are an enum, the legal moves are the table
+``TRANSITIONS``, and :func:`check_move` is the one place that refuses the rest. Records are
+immutable; a store writes a new one.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 
 from handlers.wire import TokenLogprob
 from scheduler.errors import InvalidTransition
+from scheduler.flow import DEFAULT_CLASS
 
 
 class TaskState(Enum):
@@ -24,6 +28,10 @@ class TaskState(Enum):
 
     #: Accepted and on disk, waiting for a runner.
     QUEUED = "queued"
+    #: Waiting for the end of the pause after a lost attempt; queued by itself then.
+    DELAYED = "delayed"
+    #: Its owner wants it to wait until it is resumed.
+    PAUSED = "paused"
     #: A runner holds the live lease and works on it.
     LEASED = "leased"
     SUCCEEDED = "succeeded"
@@ -37,19 +45,33 @@ class TaskState(Enum):
     @property
     def is_final(self) -> bool:
         """Whether a task in this state never moves again."""
-        return self not in (TaskState.QUEUED, TaskState.LEASED)
+        return self in _FINAL
 
+
+_FINAL = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED})
 
 TRANSITIONS: frozenset[tuple[TaskState, TaskState]] = frozenset(
     {
         (TaskState.QUEUED, TaskState.LEASED),
         (TaskState.QUEUED, TaskState.CANCELLED),
         (TaskState.QUEUED, TaskState.EXPIRED),
+        (TaskState.QUEUED, TaskState.PAUSED),
         (TaskState.LEASED, TaskState.QUEUED),
+        (TaskState.LEASED, TaskState.DELAYED),
+        (TaskState.LEASED, TaskState.PAUSED),
         (TaskState.LEASED, TaskState.SUCCEEDED),
         (TaskState.LEASED, TaskState.FAILED),
         (TaskState.LEASED, TaskState.CANCELLED),
         (TaskState.LEASED, TaskState.EXPIRED),
+        (TaskState.DELAYED, TaskState.QUEUED),
+        (TaskState.DELAYED, TaskState.PAUSED),
+        (TaskState.DELAYED, TaskState.CANCELLED),
+        (TaskState.DELAYED, TaskState.EXPIRED),
+        (TaskState.PAUSED, TaskState.QUEUED),
+        (TaskState.PAUSED, TaskState.CANCELLED),
+        (TaskState.PAUSED, TaskState.EXPIRED),
+        # Dead letters only, when their owner or an operator requeues them.
+        (TaskState.FAILED, TaskState.QUEUED),
     }
 )
 
@@ -81,12 +103,17 @@ class Submission:
     cost_per_token: int = 2
     #: Order within the tenant's own flow: the greater goes first.
     priority: int = 0
+    #: The class whose share of the model it is served from; see :mod:`scheduler.flow`.
+    priority_class: str = DEFAULT_CLASS
     #: Two submissions of a tenant with the same key are one task; None: none given.
     idempotency_key: str | None = None
     #: Seconds since the epoch after which nobody wants the result; None: never.
     deadline_at: float | None = None
     #: What a lost attempt is worth: a label of ``handlers.resumption``.
     resume: str = "close"
+    #: The bulk it belongs to and its place in it, from 0; None: none.
+    bulk_id: str | None = None
+    bulk_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +147,10 @@ class Task:
     charged_cost: int = 0
     #: Claims so far: 0 before the first, 1 during the first attempt.
     attempt: int = 0
+    #: Changes of its state so far: of two versions of a task the one with more is newer.
+    num_moves: int = 0
+    #: Attempts that were lost to faults since it was last queued by hand.
+    num_lost: int = 0
     #: Grows with each claim; a write that presents an older one is refused.
     fence: int = 0
     #: Runner and replica that hold the lease; None when nobody does.
@@ -127,11 +158,21 @@ class Task:
     replica: str | None = None
     #: Seconds since the epoch; None without a lease.
     lease_expires_at: float | None = None
+    #: When the running attempt began; None without a lease.
+    leased_at: float | None = None
+    #: Tokens the journal held when the running attempt began.
+    num_tokens_before: int = 0
+    #: Seconds since the epoch until which a delayed task waits; None: it does not.
+    not_before: float | None = None
+    #: Whether it failed because it lost too many attempts, and may be requeued.
+    is_dead: bool = False
     #: Chunks in the journal, which is also the next chunk's sequence number.
     num_chunks: int = 0
     #: Tokens in the journal.
     num_tokens: int = 0
     accepted_at: float = 0.0
+    #: When it last became queued.
+    queued_at: float = 0.0
     first_claimed_at: float | None = None
     first_chunk_at: float | None = None
     finished_at: float | None = None
@@ -144,8 +185,15 @@ class Task:
     #: What the running attempt's charge added to the flow's virtual time, in the policy's unit;
     #: kept so that a refund is exact although the weight may have changed.
     charged_virtual_time: int = 0
-    #: As in its submission.
+    #: The same, for the class of the task.
+    charged_class_time: int = 0
+    #: What a weighted token costs on the device kind that runs it, in thousandths.
+    cost_factor_permille: int = 1000
+    #: As in its submission, like those below.
     resume: str = "close"
+    priority_class: str = DEFAULT_CLASS
+    bulk_id: str | None = None
+    bulk_index: int | None = None
 
     @property
     def num_answers(self) -> int:
@@ -180,7 +228,7 @@ class Attempt:
     #: Tokens the journal held when the attempt began.
     num_tokens_before: int
     ended_at: float | None = None
-    #: "running", "succeeded", "failed", "cancelled", "expired" or "lost".
+    #: "running", "succeeded", "failed", "cancelled", "expired", "lost", "parked" or "paused".
     outcome: str = "running"
     #: What happened, for a person; empty while nothing did.
     reason: str = ""

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from benchmarks.engine import gpu
 from benchmarks.engine.bench import Bench, Sizes
-from benchmarks.engine.measure import Patience
 from benchmarks.engine.parts import gap, growth, others, scaling, single
 from benchmarks.engine.report import Report
 from benchmarks.engine.workload import LLAMA_200M, LLAMA_TINY
+from benchmarks.noise import Patience
 
 FULL = Sizes(
     shape=LLAMA_200M,

@@ -13,9 +13,10 @@ from benchmarks.engine import limits
 from benchmarks.engine.contenders.base import Job, Settings
 from benchmarks.engine.figures import Outcome, num_equal
 from benchmarks.engine.host import Host
-from benchmarks.engine.measure import Entry, Patience, contest
+from benchmarks.engine.measure import Entry, contest
 from benchmarks.engine.report import Report
 from benchmarks.engine.workload import Shape, mixed_prompts, model_folder
+from benchmarks.noise import Patience
 
 #: The contender that is Plait's engine.
 OURS = "plait"

@@ -12,8 +12,8 @@ from benchmarks.engine import limits
 from benchmarks.engine.bench import Bench
 from benchmarks.engine.contenders.base import Job, Settings
 from benchmarks.engine.figures import Outcome
-from benchmarks.engine.report import Figure, percent, rate
 from benchmarks.engine.workload import GEMMA_2B, Shape, mixed_prompts, model_folder
+from benchmarks.report import Figure, percent, rate
 
 GOAL_BANDWIDTH = 0.75
 DTYPE, DEVICE = "bfloat16", "gpu"

@@ -2,7 +2,7 @@
 
 Every few seconds, and whenever a node or a replica changes, it looks at what is there and what is
 wanted, has :mod:`scheduler.autoscaler.placement` decide, and tells each runner what it should run.
-The runners carry it out. An operator's number, kept in the task book, overrides the config's.
+The runners carry it out. An operator's number, kept in the store, overrides the config's.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from handlers.model_config import ModelConfig
 from scheduler.autoscaler.placement import Placed, Plan, place
 from scheduler.cluster_view import NodeView
 from scheduler.errors import StoreUnavailable
+from scheduler.operations import Operations
 from scheduler.rpc import plait_pb2 as pb
-from scheduler.task_book import TaskBook
 
 log = structlog.get_logger(__name__)
 
@@ -46,13 +46,13 @@ class Sidecar:
     def __init__(
         self,
         configs: Mapping[str, ModelConfig],
-        book: TaskBook,
+        operations: Operations,
         cluster: Cluster,
         *,
         reconcile_s: float = 2.0,
     ) -> None:
         self._configs = configs
-        self._book = book
+        self._operations = operations
         self._cluster = cluster
         self._reconcile_s = reconcile_s
         self._plan = Plan({})
@@ -81,7 +81,7 @@ class Sidecar:
             self._wake.clear()
 
     async def _reconcile(self) -> None:
-        overrides = await self._book.desired_replicas()
+        overrides = await self._operations.desired_replicas()
         desired = {
             name: overrides.get(name, config.num_replicas) for name, config in self._configs.items()
         }

@@ -6,7 +6,7 @@ for text in client.generate("def main():", max_new_tokens=40):
 """
 
 from handlers.wire import TokenLogprob
-from scheduler.client.problems import ApiError, TaskUnsuccessful, Unreachable
+from scheduler.client.problems import ApiError, InputRefused, TaskUnsuccessful, Unreachable
 from scheduler.client.session import Client
 from scheduler.client.streaming import Chunk, State
 
@@ -14,6 +14,7 @@ __all__ = [
     "ApiError",
     "Chunk",
     "Client",
+    "InputRefused",
     "State",
     "TaskUnsuccessful",
     "TokenLogprob",

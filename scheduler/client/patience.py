@@ -41,15 +41,18 @@ class Patience:
         self._since: float | None = None
         self._pause_s = FIRST_PAUSE_S
 
-    def pause(self, problem: str = "") -> bool:
-        """Wait before the next try; False, at once, when patience has run out."""
+    def pause(self, problem: str = "", at_least_s: float = 0.0) -> bool:
+        """Wait before the next try; False, at once, when patience has run out, or would have by the
+        time that the other side asked to be left alone for (``at_least_s``)."""
         now = self._clock.monotonic()
+        since = now if self._since is None else self._since
+        left_s = since + self._total_s - now
+        if left_s <= 0 or left_s < at_least_s:
+            return False
         if self._since is None:
             self._since = now
             self._tell(f"{problem}; trying again for {self._total_s:.0f} s")
-        left_s = self._since + self._total_s - now
-        if left_s <= 0:
-            return False
-        self._sleep(min(left_s, self._pause_s * (0.5 + self._draw())))
+        jitter_s = self._pause_s * (0.5 + self._draw())
+        self._sleep(min(left_s, at_least_s + jitter_s if at_least_s else jitter_s))
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
         return True

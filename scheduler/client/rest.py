@@ -1,56 +1,24 @@
-"""The gateway's REST API as methods.
-
-Every call is safe to repeat, a submission because it always carries an idempotency key; so each is
-repeated while nobody answers or the store refuses, until patience runs out.
-"""
+"""What owners do with tasks over the gateway's REST API, as methods."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
-from urllib.parse import quote
-
-import requests
+from collections.abc import Mapping
+from typing import Any, cast
 
 from scheduler.client import shapes
-from scheduler.client.patience import Patience
-from scheduler.client.problems import ApiError, Unreachable
-
-#: Seconds to connect, and between two bytes of an answer.
-TIMEOUT_S: Final = (5.0, 60.0)
-#: Refusals with status 503 that waiting does not change.
-_LASTING: Final = frozenset({"NoReplicas"})
-_BROKEN: Final = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-)
+from scheduler.client.calls import BROKEN, TIMEOUT_S, Calls, part
 
 
-class Rest:
+class Rest(Calls):
     """A client of one gateway, for one tenant."""
-
-    def __init__(
-        self, address: str, tenant: str, patience_s: float, tell: Callable[[str], None]
-    ) -> None:
-        self._address = address.rstrip("/")
-        self._patience_s = patience_s
-        self._tell = tell
-        self._session = requests.Session()
-        self._session.headers["X-Plait-Tenant"] = tenant
-
-    def __repr__(self) -> str:
-        return f"<Rest {self._address} tenant={self._session.headers['X-Plait-Tenant']!r}>"
-
-    def close(self) -> None:
-        self._session.close()
 
     def submit(
         self,
         model: str,
         document: Mapping[str, Any],
         *,
+        priority_class: str | None = None,
         priority: int = 0,
         deadline_s: float | None = None,
         idempotency_key: str | None = None,
@@ -67,113 +35,68 @@ class Rest:
             "priority": priority,
             "idempotency_key": idempotency_key or uuid.uuid4().hex,
         }
+        if priority_class is not None:
+            body["class"] = priority_class
         if deadline_s is not None:
             body["deadline_s"] = deadline_s
-        return cast(shapes.TaskOutcome, self._call("POST", "/v1/tasks", body))
+        return cast(shapes.TaskOutcome, self.call("POST", "/v1/tasks", body))
 
     def task(self, task_id: str) -> shapes.TaskDetail:
         """A task with its input, output and attempts."""
-        return cast(shapes.TaskDetail, self._call("GET", f"/v1/tasks/{_part(task_id)}"))
+        return cast(shapes.TaskDetail, self.call("GET", f"/v1/tasks/{part(task_id)}"))
 
     def tasks(
         self,
         *,
         state: str | None = None,
+        is_dead: bool = False,
+        all_tenants: bool = False,
         model: str | None = None,
         limit: int = 100,
         before: str | None = None,
     ) -> shapes.TaskPage:
-        """A page of the tenant's tasks, newest first; ``before`` is the last id of the one seen."""
-        query = {"state": state, "model": model, "limit": limit, "before": before}
-        return cast(shapes.TaskPage, self._call("GET", "/v1/tasks", query=query))
+        """A page of the tenant's tasks, newest first; ``before`` is the last id of the one seen;
+        ``is_dead``: dead letters alone; ``all_tenants`` is for operators."""
+        query: dict[str, Any] = {"state": state, "model": model, "limit": limit, "before": before}
+        if is_dead:
+            query["dead"] = "true"
+        if all_tenants:
+            query["all"] = "true"
+        return cast(shapes.TaskPage, self.call("GET", "/v1/tasks", query=query))
 
     def cancel(self, task_id: str) -> shapes.TaskOutcome:
         """Take a task back; one that has ended stays as it is."""
-        return cast(shapes.TaskOutcome, self._call("DELETE", f"/v1/tasks/{_part(task_id)}"))
+        return cast(shapes.TaskOutcome, self.call("DELETE", f"/v1/tasks/{part(task_id)}"))
+
+    def explain(self, task_id: str) -> shapes.Explanation:
+        """Why a task waits and until when, or the story of its attempts."""
+        return cast(shapes.Explanation, self.call("GET", f"/v1/tasks/{part(task_id)}/explain"))
+
+    def pause(self, task_id: str) -> shapes.TaskOutcome:
+        """Make a task wait until it is resumed; it keeps what it has produced."""
+        return self._move(task_id, "pause")
+
+    def resume(self, task_id: str) -> shapes.TaskOutcome:
+        """Let a paused task go on; one that is not paused and has not ended stays as it is."""
+        return self._move(task_id, "resume")
+
+    def requeue(self, task_id: str) -> shapes.TaskOutcome:
+        """Try a dead letter again; it goes on from what it has produced."""
+        return self._move(task_id, "requeue")
+
+    def _move(self, task_id: str, name: str) -> shapes.TaskOutcome:
+        return cast(shapes.TaskOutcome, self.call("POST", f"/v1/tasks/{part(task_id)}/{name}"))
+
+    def classes(self) -> shapes.ClassList:
+        """The priority classes there are, the heaviest first."""
+        return cast(shapes.ClassList, self.call("GET", "/v1/classes"))
 
     def models(self) -> shapes.ModelList:
-        return cast(shapes.ModelList, self._call("GET", "/v1/models"))
-
-    def workers(self) -> shapes.NodeList:
-        return cast(shapes.NodeList, self._call("GET", "/v1/workers"))
-
-    def scale(self, model: str, num_replicas: int) -> shapes.Model:
-        """Say how many replicas of a model should run; they come and go in the background."""
-        path = f"/v1/models/{_part(model)}/replicas"
-        return cast(shapes.Model, self._call("PUT", path, {"replicas": num_replicas}))
-
-    def tenants(self) -> shapes.TenantList:
-        return cast(shapes.TenantList, self._call("GET", "/v1/tenants"))
-
-    def weight(self, tenant: str) -> float:
-        """A tenant's share, relative to 1."""
-        return float(self._call("GET", f"/v1/tenants/{_part(tenant)}/weight")["weight"])
-
-    def set_weight(self, tenant: str, weight: float) -> float:
-        """Set a tenant's share; returns it as stored, in steps of 0.001."""
-        path = f"/v1/tenants/{_part(tenant)}/weight"
-        return float(self._call("PUT", path, {"weight": weight})["weight"])
+        return cast(shapes.ModelList, self.call("GET", "/v1/models"))
 
     def is_ready(self) -> bool:
         """Whether every model that should run has a replica that takes work; asks once."""
         try:
             return self._session.get(f"{self._address}/ready", timeout=TIMEOUT_S).status_code == 200
-        except _BROKEN:
+        except BROKEN:
             return False
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        query: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        patience = Patience(self._patience_s, self._tell)
-        while True:
-            try:
-                return self._once(method, path, body, query)
-            except _BROKEN as error:
-                problem = f"nobody answers at {self._address}"
-                if not patience.pause(problem):
-                    raise Unreachable(f"{problem}: {_reason(error)}") from error
-            except ApiError as error:
-                if error.status != 503 or error.type in _LASTING:
-                    raise
-                if not patience.pause(error.message):
-                    raise
-
-    def _once(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        query: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
-        answer = self._session.request(
-            method, self._address + path, json=body, params=query, timeout=TIMEOUT_S
-        )
-        try:
-            document = answer.json()
-        except requests.exceptions.JSONDecodeError:
-            document = None
-        if not isinstance(document, dict):
-            message = f"{self._address} does not speak Plait's API: {answer.text!r:.80}"
-            raise ApiError(answer.status_code, "NoJson", message)
-        if answer.ok:
-            return document
-        message = str(document.get("message", answer.reason))
-        type_, field = str(document.get("type", "")), str(document.get("field", ""))
-        raise ApiError(answer.status_code, type_, message, field)
-
-
-def _reason(error: Exception) -> str:
-    """What the network said, without the layers it came through."""
-    cause: BaseException = error
-    while cause.__context__ is not None:
-        cause = cause.__context__
-    return str(cause)
-
-
-def _part(value: str) -> str:
-    """One part of a path, whatever is in it."""
-    return quote(value, safe="")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Self
 
+from scheduler.client.bulks import Bulks
+from scheduler.client.operating import Operating
 from scheduler.client.problems import TaskUnsuccessful
 from scheduler.client.rest import Rest
 from scheduler.client.streaming import Chunk, State, Watcher
@@ -21,7 +23,7 @@ DEFAULT_MODEL = "demo"
 DEFAULT_PATIENCE_S = 60.0
 
 
-class Client(Rest):
+class Client(Rest, Bulks, Operating):
     """A client of one Plait, for one tenant; usable as a context manager."""
 
     def __init__(
@@ -29,13 +31,15 @@ class Client(Rest):
         address: str = DEFAULT_ADDRESS,
         grpc_address: str = DEFAULT_GRPC_ADDRESS,
         *,
-        tenant: str = "default",
+        tenant: str | None = None,
+        api_key: str = "",
         patience_s: float = DEFAULT_PATIENCE_S,
         tell: Callable[[str], None] = lambda _words: None,
     ) -> None:
-        """``tell`` hears, in words for a person, whenever this client begins to try again."""
-        super().__init__(address, tenant, patience_s, tell)
-        self._watcher = Watcher(grpc_address, tenant, patience_s, tell)
+        """Without a ``tenant`` it is that of the key, else ``default``. ``tell`` hears, in words
+        for a person, whenever this client begins to try again."""
+        super().__init__(address, tenant, patience_s, tell, api_key)
+        self._watcher = Watcher(grpc_address, tenant, patience_s, tell, api_key)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +57,12 @@ class Client(Rest):
         super().close()
 
     def generate(
-        self, prompt: str, *, model: str = DEFAULT_MODEL, **parameters: Any
+        self,
+        prompt: str,
+        *,
+        model: str = DEFAULT_MODEL,
+        priority_class: str | None = None,
+        **parameters: Any,
     ) -> Generator[str, None, None]:
         """Continue a prompt; the text comes as it is produced.
 
@@ -69,8 +78,9 @@ class Client(Rest):
         """
         if parameters.get("n", 1) != 1:
             raise ValueError(f"n is {parameters['n']!r}; generate gives one text, watch gives all")
-        task_id = self.submit(model, {"prompt": prompt, **parameters})["task_id"]
-        return self._owned(task_id)
+        document = {"prompt": prompt, **parameters}
+        task = self.submit(model, document, priority_class=priority_class)
+        return self._owned(task["task_id"])
 
     def stream(self, task_id: str, cursor: int = 0, index: int = 0) -> Iterator[str]:
         """The text of a task's answer ``index`` after ``cursor`` chunks, until the task ends.

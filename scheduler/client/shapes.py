@@ -11,39 +11,6 @@ class Error(TypedDict):
     field: str
 
 
-class Task(TypedDict):
-    """A task without its input and output. Moments are seconds since the epoch, None: not yet."""
-
-    task_id: str
-    #: "queued", "leased", "succeeded", "failed", "cancelled" or "expired".
-    state: str
-    tenant: str
-    model: str
-    priority: int
-    idempotency_key: str | None
-    deadline_at: float | None
-    estimated_cost: int
-    charged_cost: int
-    attempt: int
-    runner: str | None
-    replica: str | None
-    num_chunks: int
-    num_tokens: int
-    accepted_at: float
-    first_claimed_at: float | None
-    first_chunk_at: float | None
-    finished_at: float | None
-    #: What a lost attempt is worth: "exact", "close" or "none".
-    resume: str
-    error: Error | None
-
-
-class TaskOutcome(Task):
-    """A task with its result, save for the text of a generation."""
-
-    result: dict[str, Any] | None
-
-
 class Attempt(TypedDict):
     number: int
     fence: int
@@ -54,6 +21,50 @@ class Attempt(TypedDict):
     ended_at: float | None
     outcome: str
     reason: str
+
+
+#: Its name is a keyword, so it cannot stand in a class.
+_InClass = TypedDict("_InClass", {"class": str})
+
+
+class Task(_InClass):
+    """A task without its input and output. Moments are seconds since the epoch, None: not yet."""
+
+    task_id: str
+    #: "queued", "delayed", "leased", "paused", "succeeded", "failed", "cancelled" or "expired".
+    state: str
+    tenant: str
+    model: str
+    priority: int
+    idempotency_key: str | None
+    deadline_at: float | None
+    estimated_cost: int
+    charged_cost: int
+    attempt: int
+    num_lost: int
+    runner: str | None
+    replica: str | None
+    num_chunks: int
+    num_tokens: int
+    accepted_at: float
+    not_before: float | None
+    first_claimed_at: float | None
+    first_chunk_at: float | None
+    finished_at: float | None
+    #: What a lost attempt is worth: "exact", "close" or "none".
+    resume: str
+    is_dead: bool
+    bulk_id: str | None
+    bulk_index: int | None
+    error: Error | None
+    #: In the events of a task that waits after it had been worked on.
+    last_attempt: NotRequired[Attempt]
+
+
+class TaskOutcome(Task):
+    """A task with its result, save for the text of a generation."""
+
+    result: dict[str, Any] | None
 
 
 class Logprob(TypedDict):
@@ -142,10 +153,150 @@ class NodeList(TypedDict):
 
 
 class Tenant(TypedDict):
+    """A tenant; a limit that is None is none."""
+
     tenant: str
     weight: float
+    max_queued: int | None
+    max_in_flight: int | None
+    cost_per_minute: int | None
+    classes: list[str] | None
+    queued: int
+    in_flight: int
     served_cost: dict[str, int]
 
 
 class TenantList(TypedDict):
     tenants: list[Tenant]
+
+
+class Key(TypedDict):
+    key_id: str
+    tenant: str
+    #: "tenant" or "operator".
+    role: str
+    name: str
+    created_at: float
+    revoked_at: float | None
+
+
+class NewKey(Key):
+    #: How it is written; told this once.
+    key: str
+
+
+class KeyList(TypedDict):
+    keys: list[Key]
+
+
+class PriorityClass(_InClass):
+    weight: float
+
+
+class ClassList(TypedDict):
+    classes: list[PriorityClass]
+
+
+class CostFactor(TypedDict):
+    model: str
+    device_kind: str
+    factor: float
+
+
+class CostFactorList(TypedDict):
+    cost_factors: list[CostFactor]
+
+
+class Shortage(TypedDict):
+    #: "paused", "delayed", "no_replica_desired", "no_replica_ready", "tenant_in_flight",
+    #: "slots_busy", "own_tasks", "other_tenants" or "other_classes".
+    code: str
+    message: str
+
+
+class Ahead(TypedDict):
+    num_tasks: int
+    cost: int
+    num_flows: int
+    is_at_least: bool
+
+
+class AheadByPlace(TypedDict):
+    own: Ahead
+    other_tenants: Ahead
+    classes: dict[str, Ahead]
+
+
+class Basis(TypedDict):
+    num_tasks_ahead: int
+    cost_ahead: int
+    is_at_least: bool
+    num_slots: int
+    num_free: int
+    cost_per_s: float | None
+    measured_s: float
+    was_full: bool
+    used_ratio: float
+
+
+class AttemptStory(TypedDict):
+    number: int
+    runner: str
+    replica: str
+    outcome: str
+    reason: str
+    started_at: float
+    waited_s: float
+    duration_s: float
+    num_tokens: int
+
+
+class Explanation(TypedDict):
+    """Why a task waits and until when, or the story of its attempts."""
+
+    task_id: str
+    state: str
+    message: str
+    short: list[Shortage]
+    position: int | None
+    ahead: AheadByPlace | None
+    estimated_start_at: float | None
+    why_unknown: str
+    basis: Basis | None
+    attempts: list[AttemptStory]
+    waited_s: float
+    worked_s: float
+
+
+class Bulk(_InClass):
+    """A bulk; ``num_ended`` and ``counts`` are there when it was asked for by its id."""
+
+    bulk_id: str
+    #: "open" while inputs may come, then "closed", or "cancelled".
+    state: str
+    tenant: str
+    model: str
+    name: str
+    idempotency_key: str | None
+    num_inputs: int
+    created_at: float
+    closed_at: float | None
+    cancelled_at: float | None
+    num_ended: NotRequired[int]
+    #: Inputs by state.
+    counts: NotRequired[dict[str, int]]
+
+
+class BulkPage(TypedDict):
+    bulks: list[Bulk]
+
+
+class InputOutcome(TypedDict):
+    """What became of one input."""
+
+    index: int
+    #: None: it has been purged.
+    task_id: str | None
+    state: str
+    result: NotRequired[dict[str, Any]]
+    error: NotRequired[Error]

@@ -67,12 +67,18 @@ class Watcher:
     """Follows tasks of one tenant at one gateway."""
 
     def __init__(
-        self, target: str, tenant: str, patience_s: float, tell: Callable[[str], None]
+        self,
+        target: str,
+        tenant: str | None,
+        patience_s: float,
+        tell: Callable[[str], None],
+        api_key: str = "",
     ) -> None:
         self._target = target
         self._tenant = tenant
         self._patience_s = patience_s
         self._tell = tell
+        self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         # Generated code, without types.
         self._stub = TaskServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
@@ -110,8 +116,8 @@ class Watcher:
                 raise Unreachable(f"{message}: {lost}") from lost
 
     def _attach(self, task_id: str, cursor: int) -> Iterator[Chunk | State]:
-        request = pb.WatchRequest(task_id=task_id, tenant=self._tenant, cursor=cursor)
-        call = self._stub.Watch(request)
+        request = pb.WatchRequest(task_id=task_id, tenant=self._tenant or "", cursor=cursor)
+        call = self._stub.Watch(request, metadata=self._metadata)
         try:
             for message in call:
                 if message.HasField("chunk"):

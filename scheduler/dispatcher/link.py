@@ -2,6 +2,10 @@
 
 What a runner sends for a lease is written in the order it was sent, and what arrives while a write
 is under way goes into the next one together. Leases do not wait for each other.
+
+Text without tokens, the tail of an answer, is written with the answer's end or not at all: were it
+on disk and the lease lost before the end, the next attempt, which knows tokens only, would send it
+again.
 """
 
 from __future__ import annotations
@@ -40,6 +44,18 @@ class _Inbox:
     chunks: list[JournalChunk] = field(default_factory=list)
     outcome: pb.RunnerMessage | None = None
     writer: asyncio.Task[None] | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether any of it can be written."""
+        return self.outcome is not None or bool(self.without_tail())
+
+    def without_tail(self) -> tuple[JournalChunk, ...]:
+        """Chunks up to the last that has tokens; what follows waits for the end of the answer."""
+        count = len(self.chunks)
+        while count and not self.chunks[count - 1].token_ids:
+            count -= 1
+        return tuple(self.chunks[:count])
 
 
 class Link:
@@ -92,8 +108,9 @@ class Link:
         return inbox
 
     async def _write_all(self, lease: LeaseKey, inbox: _Inbox) -> None:
+        is_over = True
         try:
-            while inbox.chunks or inbox.outcome is not None:
+            while inbox.is_ready:
                 try:
                     await self._write(lease, inbox)
                 except StoreUnavailable as error:
@@ -101,6 +118,7 @@ class Link:
                         return  # the runner sends it again after its next hello
                     log.warning("store_refused", task_id=lease.task_id, error=str(error))
                     await asyncio.sleep(_STORE_PAUSE_S)
+            is_over = not inbox.chunks
         except StaleLease as stale:
             self.send(messages.cancel(lease.task_id, lease.fence, str(stale)))
             self._lease_ended(self.runner_id, lease)
@@ -113,21 +131,38 @@ class Link:
             await self._give_back(lease, error)
         finally:
             inbox.writer = None
-            self._inboxes.pop(lease, None)
+            if is_over:
+                self._inboxes.pop(lease, None)
 
     async def _write(self, lease: LeaseKey, inbox: _Inbox) -> None:
-        chunks, outcome = tuple(inbox.chunks), inbox.outcome
-        next_seq = 0
-        if chunks:
-            next_seq = await self._append(lease, chunks)
-            del inbox.chunks[: len(chunks)]
-        if outcome is not None and not inbox.chunks:
-            await self._conclude(lease, outcome)
-            inbox.outcome = None
-            self._acknowledge(lease, next_seq, is_final=True)
-            self._lease_ended(self.runner_id, lease)
+        outcome = inbox.outcome
+        if outcome is not None and outcome.finish.WhichOneof("outcome") == "result_json":
+            next_seq = await self._succeed(lease, tuple(inbox.chunks), outcome)
         else:
-            self._acknowledge(lease, next_seq)
+            chunks, next_seq = inbox.without_tail(), 0
+            if chunks:
+                next_seq = await self._append(lease, chunks)
+                del inbox.chunks[: len(chunks)]
+            if outcome is None or inbox.without_tail():
+                self._acknowledge(lease, next_seq)
+                return
+            await self._conclude(lease, outcome)
+        inbox.chunks.clear()
+        inbox.outcome = None
+        self._acknowledge(lease, next_seq, is_final=True)
+        self._lease_ended(self.runner_id, lease)
+
+    async def _succeed(
+        self, lease: LeaseKey, chunks: tuple[JournalChunk, ...], outcome: pb.RunnerMessage
+    ) -> int:
+        result = json.loads(outcome.finish.result_json)
+        try:
+            task = await self._book.succeed(lease.task_id, lease.fence, result, chunks)
+        except UnicodeError:
+            raise  # the result's fault, not the order's
+        except ValueError as gap:
+            raise _OutOfStep(str(gap)) from gap
+        return task.num_chunks
 
     async def _append(self, lease: LeaseKey, chunks: tuple[JournalChunk, ...]) -> int:
         try:
@@ -148,12 +183,9 @@ class Link:
             reason = outcome.release.reason
             log.info("lease_released", task_id=lease.task_id, fence=lease.fence, reason=reason)
             await self._book.release(lease.task_id, lease.fence, reason)
-        elif outcome.finish.WhichOneof("outcome") == "error":
+        else:
             error = messages.task_error(outcome.finish.error)
             await self._book.fail(lease.task_id, lease.fence, error)
-        else:
-            result = json.loads(outcome.finish.result_json)
-            await self._book.succeed(lease.task_id, lease.fence, result)
 
     def _acknowledge(self, lease: LeaseKey, next_seq: int, *, is_final: bool = False) -> None:
         ack = messages.ack(lease.task_id, lease.fence, next_seq=next_seq, is_final=is_final)

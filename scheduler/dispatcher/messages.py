@@ -6,13 +6,29 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+import grpc
+
 from scheduler.cluster_view import ReplicaView
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc.logprobs import from_messages
 from scheduler.task import Grant, JournalChunk, TaskError
 
+#: Version of the runner protocol.
+PROTOCOL: Final = 1
 #: Longest word of an engine about itself that is shown.
 MAX_ENGINE_CHARS: Final = 16 * 1024
+
+
+def complaint(first: pb.RunnerMessage) -> tuple[grpc.StatusCode, str] | None:
+    """What is wrong with a runner's first message; None: nothing."""
+    hello = first.hello
+    if first.WhichOneof("body") != "hello" or not hello.runner_id or not hello.session_id:
+        text = "a runner's first message is a hello with runner_id and session_id"
+        return grpc.StatusCode.INVALID_ARGUMENT, text
+    if hello.protocol != PROTOCOL:
+        text = f"the runner speaks protocol {hello.protocol}, this control plane {PROTOCOL}"
+        return grpc.StatusCode.FAILED_PRECONDITION, text
+    return None
 
 
 def replica_views(replicas: Iterable[pb.Replica]) -> list[ReplicaView]:

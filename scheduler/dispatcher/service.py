@@ -21,17 +21,17 @@ import structlog
 from scheduler.clock import Clock
 from scheduler.cluster_view import NodeView
 from scheduler.dispatcher import messages
+from scheduler.dispatcher.headroom import Headroom
 from scheduler.dispatcher.link import Link
 from scheduler.dispatcher.sessions import LeaseKey, Sessions, Slot
 from scheduler.errors import StaleLease, StoreUnavailable, TaskNotFound, Unavailable
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
-from scheduler.task import Grant, Task
+from scheduler.task import Grant
 from scheduler.task_book import TaskBook
 
 log = structlog.get_logger(__name__)
 
-PROTOCOL: Final = 1
 #: Options of a gRPC server that runners connect to: they ping every few seconds, which a server
 #: takes for an attack by default.
 SERVER_OPTIONS: Final = (
@@ -71,6 +71,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._sweep_s = sweep_s
         self._silent_after_s = max(_SILENT_TERMS * lease_ttl_s, 2 * heartbeat_s)
         self._sessions = Sessions()
+        self._headroom = Headroom()
         self._links: dict[str, Link] = {}
         #: Streams whose hello is being answered, the newest of each runner.
         self._arriving: dict[str, Link] = {}
@@ -78,8 +79,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._woken: set[str] = set()
         self._wake = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
-        book.on_queued(self._awaken)
-        book.on_lease_ended(self._lease_was_ended)
+        book.ledger.on_queued(self._awaken)
+        book.ledger.on_lease_ended(self._lease_was_ended)
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self._sessions!r}>"
@@ -150,18 +151,9 @@ class Dispatcher(rpc.RunnerServiceServicer):
         context: grpc.aio.ServicerContext[pb.RunnerMessage, pb.ControlMessage],
     ) -> pb.Hello:
         first = await anext(aiter(request_iterator), pb.RunnerMessage())
-        hello = first.hello
-        if first.WhichOneof("body") != "hello" or not hello.runner_id or not hello.session_id:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                "a runner's first message is a hello with runner_id and session_id",
-            )
-        if hello.protocol != PROTOCOL:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"the runner speaks protocol {hello.protocol}, this control plane {PROTOCOL}",
-            )
-        return hello
+        if (complaint := messages.complaint(first)) is not None:
+            await context.abort(*complaint)
+        return first.hello
 
     async def _welcome(self, hello: pb.Hello, link: Link) -> pb.ControlMessage:
         """Settle which leases the runner keeps, and what the journal lacks of each."""
@@ -183,7 +175,13 @@ class Dispatcher(rpc.RunnerServiceServicer):
         views = messages.replica_views(hello.replicas)
         self._check_newest(hello, link)
         self._sessions.opened(
-            hello.runner_id, link.connection, hello.node, hello.num_devices, views, leases
+            hello.runner_id,
+            link.connection,
+            hello.node,
+            hello.num_devices,
+            views,
+            leases,
+            hello.device_kind,
         )
         log.info(
             "runner_welcomed",
@@ -282,13 +280,26 @@ class Dispatcher(rpc.RunnerServiceServicer):
     async def _grant_all(self, model: str) -> None:
         """Claim for the least loaded replica until there is no task or no room."""
         while (slot := self._sessions.next_slot(model)) is not None:
+            free, capacity = self._sessions.room(model)
+            now = self._clock.monotonic()
+            offer = self._headroom.offer(model, slot.limit, free, capacity, now)
             grants = await self._book.claim(
-                model, runner=slot.runner_id, replica=slot.replica, limit=slot.limit
+                model,
+                runner=slot.runner_id,
+                replica=slot.replica,
+                limit=offer.limit,
+                device_kind=slot.device_kind,
+                most_leased=offer.most_leased,
             )
             for granted in grants:
+                self._headroom.served(model, granted.task.tenant, now)
                 await self._deliver(slot, granted)
-            if len(grants) < slot.limit:
+            if len(grants) < offer.limit:
                 return
+        if self._sessions.room(model)[1]:
+            # Nobody has room: perhaps somebody should make some.
+            for parked in await self._book.preempt(model):
+                log.info("task_parked", task_id=parked.id, model=model, fence=parked.fence)
 
     async def _deliver(self, slot: Slot, granted: Grant) -> None:
         task = granted.task
@@ -316,14 +327,12 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._sessions.ended(runner_id, lease)
         self._awaken_all()
 
-    def _lease_was_ended(self, task: Task) -> None:
+    def _lease_was_ended(self, task_id: str, fence: int, runner: str) -> None:
         """The book ended a lease itself: its holder is to stop."""
-        if task.runner is None:
-            return
-        reason = "cancelled, past its deadline, or not heard of in time"
-        if (link := self._links.get(task.runner)) is not None:
-            link.send(messages.cancel(task.id, task.fence, reason))
-        self._lease_is_over(task.runner, LeaseKey(task.id, task.fence))
+        reason = "cancelled, paused, parked, past its deadline, or not heard of in time"
+        if (link := self._links.get(runner)) is not None:
+            link.send(messages.cancel(task_id, fence, reason))
+        self._lease_is_over(runner, LeaseKey(task_id, fence))
 
     # -- looking after leases
 

@@ -22,6 +22,8 @@ class Slot:
     connection: str
     replica: str
     limit: int
+    #: What the replica runs on.
+    device_kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class _Runner:
     node: str
     num_devices: int
     replicas: dict[str, ReplicaView] = field(default_factory=dict)
+    device_kind: str = ""
     #: Replica by lease, of those that are not finished.
     leases: dict[LeaseKey, str] = field(default_factory=dict)
     #: When its stream broke; None while it is open.
@@ -69,11 +72,12 @@ class Sessions:
         num_devices: int,
         replicas: Iterable[ReplicaView],
         leases: dict[LeaseKey, str],
+        device_kind: str = "",
     ) -> None:
         """A runner said hello; ``leases`` are those it keeps, with their replicas."""
         shown = {replica.name: replica for replica in replicas}
         self._runners[runner_id] = _Runner(
-            runner_id, connection, node, num_devices, shown, dict(leases)
+            runner_id, connection, node, num_devices, shown, device_kind, dict(leases)
         )
 
     def want(self, runner_id: str, replicas: Mapping[str, tuple[int, ...]]) -> None:
@@ -131,7 +135,27 @@ class Sessions:
 
         Its limit keeps replicas level: it takes no more than brings it past the next one.
         """
-        free = [
+        ready = self._ready(model)
+        free = [entry for entry in ready if entry[0] < entry[1].capacity]
+        if not free:
+            return None
+        free.sort(key=lambda e: (e[0] / e[1].capacity, e[1].name, e[2].runner_id))
+        load, replica, runner = free[0]
+        limit = replica.capacity - load
+        if len(free) > 1:
+            limit = min(limit, max(1, free[1][0] - load + 1))
+        return Slot(runner.runner_id, runner.connection, replica.name, limit, runner.device_kind)
+
+    def room(self, model: str) -> tuple[int, int]:
+        """Free slots and all slots of the replicas that take tasks of the model."""
+        ready = self._ready(model)
+        capacity = sum(replica.capacity for _, replica, _ in ready)
+        free = sum(max(0, replica.capacity - load) for load, replica, _ in ready)
+        return free, capacity
+
+    def _ready(self, model: str) -> list[tuple[int, ReplicaView, _Runner]]:
+        """Replicas that take tasks, with their leases."""
+        return [
             (runner.num_leases(replica.name), replica, runner)
             for runner in self._runners.values()
             if runner.lost_at is None
@@ -140,15 +164,6 @@ class Sessions:
             and replica.state == READY
             and self._is_wanted(runner, replica)
         ]
-        free = [entry for entry in free if entry[0] < entry[1].capacity]
-        if not free:
-            return None
-        free.sort(key=lambda e: (e[0] / e[1].capacity, e[1].name, e[2].runner_id))
-        load, replica, runner = free[0]
-        limit = replica.capacity - load
-        if len(free) > 1:
-            limit = min(limit, max(1, free[1][0] - load + 1))
-        return Slot(runner.runner_id, runner.connection, replica.name, limit)
 
     def _is_wanted(self, runner: _Runner, replica: ReplicaView) -> bool:
         wanted = self._wanted.get(runner.runner_id)
@@ -176,5 +191,10 @@ def _view(runner: _Runner) -> NodeView:
         for _, replica in sorted(runner.replicas.items())
     )
     return NodeView(
-        runner.node, runner.runner_id, runner.lost_at is None, runner.num_devices, replicas
+        runner.node,
+        runner.runner_id,
+        runner.lost_at is None,
+        runner.num_devices,
+        replicas,
+        runner.device_kind,
     )

@@ -37,6 +37,12 @@ class Prediction:
             return self
         return replace(self, options=replace(self.options, stream=is_stream))
 
+    def with_class(self, priority_class: str | None) -> Prediction:
+        """The same in a class; None leaves it as it is."""
+        if priority_class is None:
+            return self
+        return replace(self, options=replace(self.options, priority_class=priority_class))
+
     def with_key(self, key: str | None) -> Prediction:
         """The same under an idempotency key; None leaves it as it is."""
         if key is None:

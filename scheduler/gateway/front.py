@@ -11,22 +11,31 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, TypeVar
 
 import structlog
 
 from handlers.model_config import ModelConfig
+from scheduler.bulk_book import BulkBook
 from scheduler.clock import Clock
 from scheduler.cluster_view import Cluster
 from scheduler.errors import ModelNotFound, RequestError, TaskNotFound, Unavailable
+from scheduler.explainer import Explainer
+from scheduler.gateway import views
+from scheduler.gateway.keyring import Keyring
+from scheduler.gateway.pacing import paced
+from scheduler.gateway.pressure import Pressure
 from scheduler.gateway.problems import GatewayClosing, NoReplicas
 from scheduler.gateway.submission import Options, check_vocabulary, decide, parse, texts_of
 from scheduler.gateway.tokens import Counter
-from scheduler.task import Task, TaskEvent
+from scheduler.operations import Operations
+from scheduler.task import Attempt, JournalChunk, Submission, Task, TaskEvent, TaskState
 from scheduler.task_book import TaskBook
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 #: The one version of a model there is; TorchServe's clients may name it.
 MODEL_VERSION = "1.0"
@@ -36,6 +45,9 @@ COUNT_INLINE_CHARS = 4000
 HEALTH_TIMEOUT_S = 5.0
 #: Seconds until a cancellation that the store refused is tried again.
 STORE_PAUSE_S = 0.5
+_CHUNKS_A_READ = 1000
+#: States in which a task waits.
+_WAITING = frozenset({TaskState.QUEUED, TaskState.DELAYED, TaskState.PAUSED})
 
 
 class Front:
@@ -44,14 +56,24 @@ class Front:
     def __init__(
         self,
         book: TaskBook,
+        operations: Operations,
         models: Mapping[str, ModelConfig],
         counters: Mapping[str, Counter],
         cluster: Cluster,
         clock: Clock,
+        bulks: BulkBook,
+        explainer: Explainer,
+        *,
+        pressure: Pressure | None = None,
+        require_keys: bool = False,
     ) -> None:
         self.book = book
+        self.bulks, self.explainer = bulks, explainer
+        self.operations = operations
         self.models = models
         self.cluster = cluster
+        self.keyring = Keyring(operations, clock, is_required=require_keys)
+        self.pressure = pressure
         self._counters = counters
         self._clock = clock
         self._closing = asyncio.Event()
@@ -59,6 +81,10 @@ class Front:
 
     def __repr__(self) -> str:
         return f"<Front models={len(self.models)} leaving={len(self._leaving)}>"
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._clock.now()
 
     def model(self, name: str, version: str = "") -> ModelConfig:
         """A model by its name.
@@ -77,7 +103,7 @@ class Front:
 
     async def desired_replicas(self) -> dict[str, int]:
         """Replicas that should run, by model."""
-        chosen = await self.book.desired_replicas()
+        chosen = await self.operations.desired_replicas()
         return {n: chosen.get(n, config.num_replicas) for n, config in self.models.items()}
 
     async def is_healthy(self) -> bool:
@@ -97,10 +123,11 @@ class Front:
         Raises:
             InvalidRequest: a field cannot be served as it is.
             IdempotencyConflict: the key belongs to another request.
+            ClassNotAllowed: the tenant may not use the class.
+            QuotaExceeded: the tenant has all it may have.
             Unavailable: not now; nothing was accepted, or the store does not know.
         """
-        if self._closing.is_set():
-            raise GatewayClosing("this gateway is closing; try again in a moment")
+        self.check_open()
         request = parse(document, config)
         counter = self._counters[config.name]
         check_vocabulary(request, counter.vocabulary_size)
@@ -109,11 +136,41 @@ class Front:
             count = await asyncio.to_thread(counter.count, texts)
         else:
             count = counter.count(texts)
-        seed = _seed(tenant, options.idempotency_key)
+        seed = seed_of(tenant, options.idempotency_key)
         now = self._clock.now()
         submission = decide(request, config, count, options, tenant=tenant, seed=seed, now=now)
-        await self._require_replicas(config.name)
+        await self.require_replicas(config.name)
+        self.check_pressure(1)
         return await self.book.submit(submission)
+
+    def submission(
+        self,
+        config: ModelConfig,
+        document: Mapping[str, Any],
+        options: Options,
+        tenant: str,
+        seed: int,
+    ) -> Submission:
+        """What a request would be accepted as; slow for long texts, and may run in a thread.
+
+        Raises:
+            InvalidRequest: a field cannot be served as it is.
+        """
+        request = parse(document, config)
+        counter = self._counters[config.name]
+        check_vocabulary(request, counter.vocabulary_size)
+        count, now = counter.count(texts_of(request)), self._clock.now()
+        return decide(request, config, count, options, tenant=tenant, seed=seed, now=now)
+
+    def check_pressure(self, count: int) -> None:
+        """Raises Overloaded when so many tasks more would be too many."""
+        if self.pressure is not None:
+            self.pressure.check(count)
+
+    def check_open(self) -> None:
+        """Raises GatewayClosing."""
+        if self._closing.is_set():
+            raise GatewayClosing("this gateway is closing; try again in a moment")
 
     @asynccontextmanager
     async def owned(
@@ -138,30 +195,35 @@ class Front:
         Raises:
             GatewayClosing: the gateway stops; the task goes on.
         """
-        events = self.book.watch(task_id, cursor)
-        closing: asyncio.Future[Any] = asyncio.ensure_future(self._closing.wait())
-        pending: asyncio.Future[TaskEvent] | None = None
-        try:
-            while True:
-                pending = pending or asyncio.ensure_future(anext(events))
-                await asyncio.wait(
-                    (pending, closing), timeout=heartbeat_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                if pending.done():
-                    event, pending = pending.result(), None
-                    if event.kind == "state" and event.task and event.task.state.is_final:
-                        continue  # Chunks may still follow; "end" tells it after them.
-                    yield event
-                    if event.kind == "end":
-                        return
-                elif closing.done():
-                    raise GatewayClosing(f"this gateway is closing; task {task_id} goes on")
-                else:
-                    yield None
-        finally:
-            await _settle(pending, closing)
-            if isinstance(events, AsyncGenerator):
-                await events.aclose()
+        events = paced(self.book.watch(task_id, cursor), self._closing, heartbeat_s)
+        async with aclosing(events):
+            async for event in events:
+                if event and event.kind == "state" and event.task and event.task.state.is_final:
+                    continue  # Chunks may still follow; "end" tells it after them.
+                yield event
+
+    def until_closing(
+        self, items: AsyncIterator[T], heartbeat_s: float
+    ) -> AsyncGenerator[T | None, None]:
+        """The items as they come, as :func:`paced` gives them, until this gateway closes."""
+        return paced(items, self._closing, heartbeat_s)
+
+    async def detail(self, task: Task) -> dict[str, Any]:
+        """All there is to tell about a task."""
+        attempts = await self.book.attempts(task.id)
+        chunks: list[JournalChunk] = []
+        while page := await self.book.chunks(task.id, len(chunks), _CHUNKS_A_READ):
+            chunks += page
+        return views.detail(task, attempts, chunks)
+
+    async def ended_attempt(self, event: TaskEvent) -> Attempt | None:
+        """Why a task that had been worked on waits again, for who hears of it; None when it is no
+        such event."""
+        task = event.task
+        if task is None or event.kind != "state" or task.state not in _WAITING or not task.attempt:
+            return None
+        attempts = await self.book.attempts(task.id)
+        return next((each for each in attempts if each.number == task.attempt), None)
 
     def close(self) -> None:
         """Accept nothing new and end every stream; tasks whose clients then leave go on."""
@@ -172,7 +234,8 @@ class Front:
         while self._leaving:
             await asyncio.gather(*self._leaving)
 
-    async def _require_replicas(self, model: str) -> None:
+    async def require_replicas(self, model: str) -> None:
+        """Raises NoReplicas."""
         if (await self.desired_replicas())[model] == 0:
             raise NoReplicas(
                 f"model {model!r} is scaled to 0 replicas, so nobody would serve the request; "
@@ -205,11 +268,11 @@ class Front:
                 return
 
 
-def _seed(tenant: str, key: str | None) -> int:
+def seed_of(owner: str, key: str | None) -> int:
     """Drawn anew for each request, save that repeats under one key have to be the same request."""
     if key is None:
         return secrets.randbits(63)
-    digest = hashlib.sha256(f"{tenant}\0{key}".encode()).digest()
+    digest = hashlib.sha256(f"{owner}\0{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -217,10 +280,3 @@ def _is_refused(accepting: asyncio.Future[Any]) -> bool:
     if not accepting.done() or accepting.cancelled():
         return accepting.cancelled()
     return accepting.exception() is not None
-
-
-async def _settle(*futures: asyncio.Future[Any] | None) -> None:
-    live = [future for future in futures if future is not None and not future.done()]
-    for future in live:
-        future.cancel()
-    await asyncio.gather(*live, return_exceptions=True)

@@ -18,7 +18,13 @@ from scheduler.gateway import bodies
 from scheduler.gateway.bodies import Prediction
 from scheduler.gateway.following import Form, pieces, whole
 from scheduler.gateway.front import Front
-from scheduler.gateway.grpc_status import TASK_METADATA, problems_as_status, tenant_of
+from scheduler.gateway.grpc_status import (
+    CLASS_METADATA,
+    TASK_METADATA,
+    problems_as_status,
+    tenant_of,
+)
+from scheduler.gateway.submission import parse_class
 from scheduler.rpc import inference_pb2 as pb
 from scheduler.rpc.inference_pb2_grpc import InferenceAPIsServiceServicer
 
@@ -46,10 +52,9 @@ class InferenceService(InferenceAPIsServiceServicer):
         self, request: pb.PredictionsRequest, context: Any
     ) -> pb.PredictionResponse:
         async with problems_as_status(context):
-            config, prediction = self._read(request)
-            owned = self._front.owned(
-                config, prediction.document, prediction.options, tenant_of(context)
-            )
+            tenant = await tenant_of(context, self._front)
+            config, prediction = self._read(request, context)
+            owned = self._front.owned(config, prediction.document, prediction.options, tenant)
             async with owned as task:
                 await context.send_initial_metadata(((TASK_METADATA, task.id),))
                 body, _ = await whole(self._front, task, prediction)
@@ -59,10 +64,9 @@ class InferenceService(InferenceAPIsServiceServicer):
         self, request: pb.PredictionsRequest, context: Any
     ) -> AsyncIterator[pb.PredictionResponse]:
         async with problems_as_status(context):
-            config, prediction = self._read(request)
-            owned = self._front.owned(
-                config, prediction.document, prediction.options, tenant_of(context)
-            )
+            tenant = await tenant_of(context, self._front)
+            config, prediction = self._read(request, context)
+            owned = self._front.owned(config, prediction.document, prediction.options, tenant)
             async with owned as task:
                 await context.send_initial_metadata(((TASK_METADATA, task.id),))
                 if config.task != "generate":
@@ -74,7 +78,7 @@ class InferenceService(InferenceAPIsServiceServicer):
                     async for part in parts:
                         yield pb.PredictionResponse(prediction=part)
 
-    def _read(self, request: pb.PredictionsRequest) -> tuple[ModelConfig, Prediction]:
+    def _read(self, request: pb.PredictionsRequest, context: Any) -> tuple[ModelConfig, Prediction]:
         config = self._front.model(request.model_name, request.model_version)
         if not request.input:
             message = "input: is empty; put the prompt or a JSON request under 'data'"
@@ -85,4 +89,6 @@ class InferenceService(InferenceAPIsServiceServicer):
             message = f"input: which of {given} is the prompt? Put it under 'data'"
             raise InvalidRequest(message, field="input")
         body = request.input[names[0] if names else next(iter(request.input))]
-        return config, bodies.from_bytes(body, config.task)
+        prediction = bodies.from_bytes(body, config.task)
+        named = dict(context.invocation_metadata() or ()).get(CLASS_METADATA)
+        return config, prediction.with_class(None if named is None else parse_class(named))

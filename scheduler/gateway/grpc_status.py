@@ -5,26 +5,32 @@ An unforeseen error becomes INTERNAL without details and is logged here, for eve
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import grpc
 import structlog
 
+from scheduler.gateway.front import Front
 from scheduler.gateway.problems import Problem, describe
-from scheduler.gateway.submission import parse_tenant
 
 log = structlog.get_logger(__name__)
 
 #: Trailers that carry what a status code cannot.
 FIELD_TRAILER: Final = "x-plait-field"
 TYPE_TRAILER: Final = "x-plait-type"
+QUOTA_TRAILER: Final = "x-plait-quota"
+RETRY_TRAILER: Final = "x-plait-retry-after-s"
 CODE_TRAILER: Final = "x-plait-code"
 TENANT_METADATA: Final = "x-plait-tenant"
 TASK_METADATA: Final = "x-plait-task-id"
+CLASS_METADATA: Final = "x-plait-class"
+KEY_METADATA: Final = "authorization"
 
 _CODES: Final = {
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     409: grpc.StatusCode.ABORTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -54,15 +60,29 @@ async def problems_as_status(context: Any) -> AsyncIterator[None]:
             log.exception("call_failed")
     else:
         return
-    trailers = (
-        (TYPE_TRAILER, problem.type),
-        (CODE_TRAILER, str(problem.code)),
-        (FIELD_TRAILER, problem.field.encode("ascii", "replace").decode()),
-    )
-    await context.abort(status_of(problem), problem.message, trailers)
+    await context.abort(status_of(problem), problem.message, tuple(_trailers(problem)))
 
 
-def tenant_of(context: Any) -> str:
-    """Whom a call is accounted to, from its metadata."""
-    given = dict(context.invocation_metadata() or ()).get(TENANT_METADATA)
-    return parse_tenant(given, TENANT_METADATA)
+def _trailers(problem: Problem) -> Iterator[tuple[str, str]]:
+    yield TYPE_TRAILER, problem.type
+    yield CODE_TRAILER, str(problem.code)
+    yield FIELD_TRAILER, problem.field.encode("ascii", "replace").decode()
+    if problem.quota:
+        yield QUOTA_TRAILER, problem.quota
+    if problem.retry_after_s is not None:
+        yield RETRY_TRAILER, f"{problem.retry_after_s:.3f}"
+
+
+async def tenant_of(context: Any, front: Front, named: str = "") -> str:
+    """Whom a call is accounted to: whom its key, its message (``named``) or its metadata names.
+
+    Raises:
+        InvalidRequest: that is no tenant's name.
+        Unauthenticated: its key is not valid, or it needs one.
+        NotPermitted: its key is another tenant's.
+    """
+    metadata = dict(context.invocation_metadata() or ())
+    caller = await front.keyring.identify(metadata.get(KEY_METADATA))
+    caller.require_key()
+    given, field = (named, "tenant") if named else (metadata.get(TENANT_METADATA), TENANT_METADATA)
+    return caller.tenant(given, field)

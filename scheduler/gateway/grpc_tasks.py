@@ -1,7 +1,7 @@
 """Plait's own gRPC service for clients, and how both services are put onto a server.
 
-``Watch`` follows a task from a cursor on. Cancelling the call says nothing about the task: who
-follows does not own.
+It has what the task API has over HTTP, with the same documents as JSON. ``Watch`` follows a task
+from a cursor on. Cancelling the call says nothing about the task: who follows does not own.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from typing import Any
 
 import grpc
 
-from scheduler.gateway import views
+from scheduler.errors import InvalidRequest
+from scheduler.gateway import bodies, views, waiting
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_inference import InferenceService
 from scheduler.gateway.grpc_status import problems_as_status, tenant_of
-from scheduler.gateway.submission import parse_tenant
+from scheduler.gateway.submission import Options, parse_options, parse_state
+from scheduler.gateway.tasks_api import MAX_PAGE, PAGE
+from scheduler.gateway.waiting import Waits
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc.inference_pb2_grpc import add_InferenceAPIsServiceServicer_to_server
 from scheduler.rpc.logprobs import to_messages
 from scheduler.rpc.plait_pb2_grpc import TaskServiceServicer, add_TaskServiceServicer_to_server
-from scheduler.task import TaskEvent
+from scheduler.task import Attempt, Task, TaskEvent
 
 #: Room for the frame around a body of the largest size.
 _FRAME_BYTES = 64 * 1024
@@ -33,18 +36,95 @@ class TaskService(TaskServiceServicer):
     def __init__(self, front: Front) -> None:
         self._front = front
 
+    async def Submit(self, request: pb.SubmitRequest, context: Any) -> pb.TaskReply:
+        async with problems_as_status(context):
+            tenant = await tenant_of(context, self._front, request.tenant)
+            config = self._front.model(request.model)
+            document = _input(request.input_json)
+            task, _ = await self._front.accept(config, document, _options(request), tenant)
+            return _reply(task)
+
+    async def Get(self, request: pb.TaskRequest, context: Any) -> pb.TaskReply:
+        async with problems_as_status(context):
+            tenant = await tenant_of(context, self._front, request.tenant)
+            task = await self._front.book.task(request.task_id, tenant)
+            document = await self._front.detail(task)
+            return pb.TaskReply(task_json=views.to_json(document))
+
+    async def List(self, request: pb.ListRequest, context: Any) -> pb.TaskPage:
+        async with problems_as_status(context):
+            tenant = await tenant_of(context, self._front, request.tenant)
+            if request.limit > MAX_PAGE:
+                message = f"is {request.limit}; allowed are 1 to {MAX_PAGE}, and 0 for {PAGE}"
+                raise InvalidRequest(f"limit: {message}", field="limit")
+            found = await self._front.book.tasks(
+                tenant=tenant,
+                model=self._front.model(request.model).name if request.model else None,
+                state=parse_state(request.state or None),
+                is_dead=request.is_dead,
+                limit=request.limit or PAGE,
+                before=request.before or None,
+            )
+            return pb.TaskPage(task_json=[views.to_json(views.summary(task)) for task in found])
+
+    async def Cancel(self, request: pb.TaskRequest, context: Any) -> pb.TaskReply:
+        async with problems_as_status(context):
+            tenant = await tenant_of(context, self._front, request.tenant)
+            reason = "cancelled by its tenant"
+            return _reply(await self._front.book.cancel(request.task_id, tenant, reason))
+
+    async def Pause(self, request: pb.TaskRequest, context: Any) -> pb.TaskReply:
+        async with problems_as_status(context):
+            tenant = await tenant_of(context, self._front, request.tenant)
+            return _reply(await self._front.book.pause(request.task_id, tenant))
+
+    async def Resume(self, request: pb.TaskRequest, context: Any) -> pb.TaskReply:
+        async with problems_as_status(context):
+            tenant = await tenant_of(context, self._front, request.tenant)
+            return _reply(await self._front.book.resume(request.task_id, tenant))
+
+    async def Requeue(self, request: pb.TaskRequest, context: Any) -> pb.TaskReply:
+        async with problems_as_status(context):
+            tenant = await tenant_of(context, self._front, request.tenant)
+            return _reply(await self._front.book.requeue(request.task_id, tenant))
+
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.TaskEvent]:
         async with problems_as_status(context):
-            named = request.tenant
-            tenant = parse_tenant(named, "tenant") if named else tenant_of(context)
+            tenant = await tenant_of(context, self._front, request.tenant)
             task = await self._front.book.task(request.task_id, tenant)
-            async with aclosing(self._front.follow(task.id, request.cursor)) as events:
+            async with aclosing(waiting.follow(self._front, task.id, request.cursor)) as events:
                 async for event in events:
-                    if event is not None:
-                        yield _to_message(event)
+                    if isinstance(event, Waits):
+                        told = views.to_json(views.explanation(event.explanation))
+                        yield pb.TaskEvent(cursor=event.cursor, explanation_json=told)
+                    elif event is not None:
+                        yield _to_message(event, await self._front.ended_attempt(event))
 
 
-def _to_message(event: TaskEvent) -> pb.TaskEvent:
+def _input(text: str) -> dict[str, Any]:
+    try:
+        return bodies.json_object(text.encode())
+    except InvalidRequest as error:
+        message = f"input_json: {error.message}"
+        raise InvalidRequest(message, field="input_json", status=error.status) from None
+
+
+def _options(request: pb.SubmitRequest) -> Options:
+    given: dict[str, Any] = {
+        "class": request.priority_class,
+        "priority": request.priority,
+        "deadline_s": request.deadline_s,
+        "idempotency_key": request.idempotency_key,
+    }
+    # A field of its type's zero was not given: that is how proto3 has it.
+    return parse_options({name: value for name, value in given.items() if value})
+
+
+def _reply(task: Task) -> pb.TaskReply:
+    return pb.TaskReply(task_json=views.to_json(views.outcome(task)))
+
+
+def _to_message(event: TaskEvent, ended: Attempt | None) -> pb.TaskEvent:
     if event.chunk is not None:
         given = event.chunk
         chunk = pb.OutputChunk(
@@ -56,8 +136,7 @@ def _to_message(event: TaskEvent) -> pb.TaskEvent:
         return pb.TaskEvent(cursor=event.cursor, chunk=chunk)
     if event.task is None:
         return pb.TaskEvent(cursor=event.cursor)
-    document = views.outcome(event.task) if event.kind == "end" else views.summary(event.task)
-    return pb.TaskEvent(cursor=event.cursor, task_json=views.to_json(document))
+    return pb.TaskEvent(cursor=event.cursor, task_json=views.to_json(views.state(event, ended)))
 
 
 def server_options(max_body_bytes: int) -> list[tuple[str, int]]:

@@ -8,13 +8,20 @@ the modules that answer them.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
 
 import structlog
 from aiohttp import web
 
 from scheduler.errors import InvalidRequest
-from scheduler.gateway import operations_api, predictions, tasks_api
+from scheduler.gateway import (
+    bulks_api,
+    classes_api,
+    keys_api,
+    operations_api,
+    predictions,
+    tasks_api,
+    tenants_api,
+)
 from scheduler.gateway.front import Front
 from scheduler.gateway.http_request import (
     FRONT,
@@ -23,16 +30,25 @@ from scheduler.gateway.http_request import (
     REQUEST_ID_HEADER,
     TASK_HEADER,
     TASK_ID,
+    Handler,
+    identify,
+    problem_headers,
 )
 from scheduler.gateway.problems import Problem, describe, http_problem
 
 log = structlog.get_logger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
+#: Where the paths and their handlers are.
+MODULES = (
+    predictions,
+    tasks_api,
+    bulks_api,
+    operations_api,
+    tenants_api,
+    keys_api,
+    classes_api,
+)
 MAX_REQUEST_ID_CHARS = 200
-#: Seconds a client is told to wait before it tries again.
-RETRY_AFTER_S = 2
 #: Seconds that requests still have once the server closes; their streams end by themselves.
 SHUTDOWN_S = 5.0
 
@@ -45,7 +61,8 @@ def make_app(front: Front, max_body_bytes: int) -> web.Application:
     app.on_response_prepare.append(_add_headers)
     app.on_shutdown.append(_close)
     app.on_cleanup.append(_wait_closed)
-    app.add_routes([*predictions.ROUTES, *tasks_api.ROUTES, *operations_api.ROUTES])
+    for module in MODULES:
+        app.add_routes(module.ROUTES)
     return app
 
 
@@ -75,6 +92,7 @@ async def open_http(front: Front, host: str, port: int, max_body_bytes: int) -> 
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         request[REQUEST_ID] = _request_id(request)
+        await identify(request)
         return await handler(request)
     except web.HTTPException as error:
         return _http_error(request, error)
@@ -88,7 +106,7 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def to_response(problem: Problem) -> web.Response:
     """A problem as an HTTP answer."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.code == 503 else {}
+    headers = problem_headers(problem)
     return web.json_response(problem.to_document(), status=problem.code, headers=headers)
 
 

@@ -1,4 +1,4 @@
-"""What an operator asks and sets: health, models, workers, replicas, weights.
+"""What runs, and how much of it: health, models, workers, replicas.
 
 ``/ping`` says whether the gateway can accept work, ``/ready`` whether somebody is there to do it.
 """
@@ -13,12 +13,8 @@ from scheduler.cluster_view import READY
 from scheduler.errors import InvalidRequest
 from scheduler.gateway import views
 from scheduler.gateway.front import Front
-from scheduler.gateway.http_request import FRONT, json_body
-from scheduler.gateway.submission import parse_tenant
+from scheduler.gateway.http_request import FRONT, json_body, operators_only
 
-#: A tenant without an entry has weight 1, which is this many thousandths.
-UNIT_WEIGHT = 1000
-MAX_WEIGHT = 1000
 MAX_REPLICAS = 1000
 
 
@@ -52,13 +48,15 @@ async def model(request: web.Request) -> web.Response:
     return web.json_response((await _models(front, [config.name]))[0])
 
 
-async def workers(request: web.Request) -> web.Response:
+@operators_only
+async def workers(request: web.Request) -> web.StreamResponse:
     """Every node, with its replicas."""
     nodes = request.app[FRONT].cluster.nodes()
     return web.json_response({"nodes": [views.node(node) for node in nodes]})
 
 
-async def set_replicas(request: web.Request) -> web.Response:
+@operators_only
+async def set_replicas(request: web.Request) -> web.StreamResponse:
     """Say how many replicas of a model should run."""
     front = request.app[FRONT]
     config = front.model(request.match_info["model"])
@@ -66,49 +64,8 @@ async def set_replicas(request: web.Request) -> web.Response:
     if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= MAX_REPLICAS:
         message = f"replicas: must be a whole number from 0 to {MAX_REPLICAS}, not {given!r:.40}"
         raise InvalidRequest(message, field="replicas")
-    await front.book.set_desired_replicas(config.name, given)
+    await front.operations.set_desired_replicas(config.name, given)
     return web.json_response((await _models(front, [config.name]))[0])
-
-
-async def tenants(request: web.Request) -> web.Response:
-    """Every tenant that has a weight or was served, with what it was served."""
-    front = request.app[FRONT]
-    weights = await front.book.weights()
-    served = {name: await front.book.service(name) for name in front.models}
-    names = sorted(set(weights).union(*served.values()))
-    listed = [
-        {
-            "tenant": name,
-            "weight": weights.get(name, UNIT_WEIGHT) / UNIT_WEIGHT,
-            "served_cost": {m: costs[name] for m, costs in served.items() if name in costs},
-        }
-        for name in names
-    ]
-    return web.json_response({"tenants": listed})
-
-
-async def weight(request: web.Request) -> web.Response:
-    """A tenant's weight; one that nobody set is 1."""
-    tenant = parse_tenant(request.match_info["tenant"], "tenant")
-    permille = (await request.app[FRONT].book.weights()).get(tenant, UNIT_WEIGHT)
-    return web.json_response({"tenant": tenant, "weight": permille / UNIT_WEIGHT})
-
-
-async def set_weight(request: web.Request) -> web.Response:
-    """Set a tenant's share, relative to 1."""
-    tenant = parse_tenant(request.match_info["tenant"], "tenant")
-    permille = _permille((await json_body(request, ("weight",))).get("weight"))
-    await request.app[FRONT].book.set_weight(tenant, permille)
-    return web.json_response({"tenant": tenant, "weight": permille / UNIT_WEIGHT})
-
-
-def _permille(given: object) -> int:
-    allowed = f"a number from 0.001 to {MAX_WEIGHT}"
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        raise InvalidRequest(f"weight: must be {allowed}, not {given!r:.40}", field="weight")
-    if not 0.001 <= given <= MAX_WEIGHT:
-        raise InvalidRequest(f"weight: is {given!r:.40}; allowed is {allowed}", field="weight")
-    return round(given * UNIT_WEIGHT)
 
 
 async def _models(front: Front, names: list[str]) -> list[dict[str, Any]]:
@@ -126,7 +83,4 @@ ROUTES = [
     web.get("/v1/models/{model}", model),
     web.put("/v1/models/{model}/replicas", set_replicas),
     web.get("/v1/workers", workers),
-    web.get("/v1/tenants", tenants),
-    web.get("/v1/tenants/{tenant}/weight", weight),
-    web.put("/v1/tenants/{tenant}/weight", set_weight),
 ]

@@ -16,6 +16,7 @@ from scheduler.gateway import bodies
 from scheduler.gateway.bodies import Prediction
 from scheduler.gateway.following import Form, pieces, whole
 from scheduler.gateway.http_request import (
+    CLASS_HEADER,
     FRONT,
     KEY_HEADER,
     STREAM_HEADER,
@@ -24,7 +25,7 @@ from scheduler.gateway.http_request import (
     parse_flag,
     tenant_of,
 )
-from scheduler.gateway.submission import parse_key
+from scheduler.gateway.submission import parse_class, parse_key
 from scheduler.task import Task
 
 
@@ -57,7 +58,9 @@ async def _read(request: web.Request, task: str) -> Prediction:
     if streams is None:
         streams = parse_flag(request.query.get("stream"), "stream")
     key = parse_key(request.headers.get(KEY_HEADER))
-    return prediction.with_stream(streams).with_key(key)
+    given = request.headers.get(CLASS_HEADER)
+    priority_class = None if given is None else parse_class(given)
+    return prediction.with_stream(streams).with_key(key).with_class(priority_class)
 
 
 async def _multipart_field(request: web.Request) -> bytes:

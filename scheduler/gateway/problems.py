@@ -8,17 +8,19 @@ field at fault. An error nobody foresaw is a 500 that says nothing about our ins
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
 from handlers.wire import BadRequest
-from scheduler.errors import PlaitError, RequestError, Unavailable
+from scheduler.errors import Overloaded, PlaitError, QuotaExceeded, RequestError, Unavailable
 from scheduler.gateway.submission import refusal
 from scheduler.task import Task, TaskState
 
 #: Long enough for any reason, short enough for a gRPC trailer.
 MAX_MESSAGE_CHARS = 2000
+#: Seconds a client is told to wait when nothing better is known.
+RETRY_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,19 @@ class Problem:
     message: str
     #: The part of the request to change; empty when it is not one part.
     field: str = ""
+    #: The quota that is used up; empty when it is not one.
+    quota: str = ""
+    #: Seconds after which the same request may be let in; None: not known, or it never will.
+    retry_after_s: float | None = None
 
     def to_document(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON; what only some problems have is left out of the others."""
+        document = asdict(self)
+        if not self.quota:
+            del document["quota"]
+        if self.retry_after_s is None:
+            del document["retry_after_s"]
+        return document
 
 
 class NoReplicas(Unavailable):
@@ -74,10 +86,20 @@ def describe(error: Exception) -> Problem:
     if isinstance(error, TaskUnsuccessful):
         return _problem(error.status, error.type, error.message, error.field)
     if isinstance(error, RequestError):
-        return _problem(error.status, type(error).__name__, error.message, error.field)
+        problem = _problem(error.status, type(error).__name__, error.message, error.field)
+        if isinstance(error, QuotaExceeded):
+            return replace(problem, quota=error.quota, retry_after_s=error.retry_after_s)
+        return problem
     if isinstance(error, PlaitError):
-        return _problem(error.status, type(error).__name__, str(error), "")
+        problem = _problem(error.status, type(error).__name__, str(error), "")
+        return replace(problem, retry_after_s=_pause_s(error))
     return Problem(500, "InternalError", "an internal error, which has been logged")
+
+
+def _pause_s(error: PlaitError) -> float | None:
+    if isinstance(error, Overloaded):
+        return error.retry_after_s
+    return RETRY_AFTER_S if isinstance(error, Unavailable) else None
 
 
 def http_problem(status: int, message: str, field: str = "") -> Problem:

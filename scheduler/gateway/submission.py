@@ -19,18 +19,20 @@ from handlers.resumption import label
 from handlers.wire import PARSERS, BadRequest, GenerationRequest, Request
 from scheduler.cost import Estimate, estimate
 from scheduler.errors import InvalidRequest
+from scheduler.flow import DEFAULT_CLASS
 from scheduler.gateway.tokens import Count
-from scheduler.task import Submission
+from scheduler.task import Submission, TaskState
 
 MAX_PRIORITY: Final = 1000
 #: Longest time a client may give a task, in seconds: thirty days.
 MAX_DEADLINE_S: Final = 30 * 24 * 3600.0
 MAX_KEY_CHARS: Final = 200
 #: Fields of a request that are not the handler's.
-OPTION_FIELDS: Final = ("stream", "priority", "deadline_s", "idempotency_key")
+OPTION_FIELDS: Final = ("stream", "class", "priority", "deadline_s", "idempotency_key")
 
 DEFAULT_TENANT: Final = "default"
 _TENANT: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CLASS: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Options:
     """What a client asks of the gateway, beside what it asks of the model."""
 
     stream: bool = False
+    #: The priority class it is served in; which there are, operators say.
+    priority_class: str = DEFAULT_CLASS
     #: The greater goes first within the tenant's own flow.
     priority: int = 0
     #: Seconds from now after which nobody wants the result; None: never.
@@ -59,6 +63,7 @@ def parse_options(fields: Mapping[str, Any]) -> Options:
     """
     return Options(
         stream=_boolean("stream", fields.get("stream", False)),
+        priority_class=parse_class(fields.get("class", DEFAULT_CLASS)),
         priority=_priority(fields.get("priority", 0)),
         deadline_s=_deadline_s(fields.get("deadline_s")),
         idempotency_key=parse_key(fields.get("idempotency_key")),
@@ -73,6 +78,25 @@ def parse_key(value: object) -> str | None:
         raise _wrong("idempotency_key", "must be a text of printable ASCII characters")
     if not 1 <= len(value) <= MAX_KEY_CHARS:
         raise _wrong("idempotency_key", f"has {len(value)} characters; 1 to {MAX_KEY_CHARS} may be")
+    return value
+
+
+def parse_state(given: str | None) -> TaskState | None:
+    """A state to list the tasks of; None stays None."""
+    if given is None:
+        return None
+    try:
+        return TaskState(given)
+    except ValueError:
+        allowed = ", ".join(state.value for state in TaskState)
+        raise _wrong("state", f"{given!r:.40} is no state; allowed are: {allowed}") from None
+
+
+def parse_class(value: object) -> str:
+    """A priority class's name; whether there is one of that name, the store knows."""
+    if not isinstance(value, str) or not _CLASS.fullmatch(value):
+        allowed = "a letter of a-z, then up to 31 of a-z 0-9 _ -"
+        raise _wrong("class", f"{value!r:.60} is no name of a class; use {allowed}")
     return value
 
 
@@ -155,6 +179,7 @@ def decide(
         prompt_cost=cost.prompt_cost,
         cost_per_token=cost.cost_per_token,
         priority=options.priority,
+        priority_class=options.priority_class,
         idempotency_key=options.idempotency_key,
         deadline_at=None if options.deadline_s is None else now + options.deadline_s,
         resume=label(request, config),

@@ -13,27 +13,31 @@ from typing import Any
 from aiohttp import web
 
 from scheduler.errors import InvalidRequest, Unavailable
-from scheduler.gateway import views
+from scheduler.gateway import views, waiting
 from scheduler.gateway.front import Front
 from scheduler.gateway.http_request import (
+    CALLER,
     FRONT,
     KEY_HEADER,
     TASK_ID,
     json_body,
+    parse_flag,
     query_integer,
     refuse_unknown,
     tenant_of,
 )
-from scheduler.gateway.submission import parse_key, parse_options
-from scheduler.task import JournalChunk, Task, TaskState
+from scheduler.gateway.submission import parse_key, parse_options, parse_state
+from scheduler.gateway.waiting import Waits
+from scheduler.task import Task, TaskEvent
 
-SUBMIT_FIELDS = ("model", "input", "priority", "deadline_s", "idempotency_key")
-LIST_PARAMETERS = ("state", "model", "limit", "before")
+SUBMIT_FIELDS = ("model", "input", "class", "priority", "deadline_s", "idempotency_key")
+LIST_PARAMETERS = ("state", "dead", "all", "model", "limit", "before")
+#: Tasks of a page, unless something else is asked for, and at most.
+PAGE = 100
 MAX_PAGE = 1000
 MAX_CURSOR = 10**15
 #: Seconds of silence after which a follower gets a comment, so that both ends see they live.
 HEARTBEAT_S = 10.0
-_CHUNKS_A_READ = 1000
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -52,26 +56,32 @@ async def submit(request: web.Request) -> web.Response:
 
 
 async def tasks(request: web.Request) -> web.Response:
-    """A page of the tenant's tasks, newest first."""
+    """A page of the tenant's tasks, or for operators of all tenants', newest first."""
     front, query = request.app[FRONT], request.query
     refuse_unknown(query, LIST_PARAMETERS)
     found = await front.book.tasks(
-        tenant=tenant_of(request),
+        tenant=_whose(request),
         model=front.model(query["model"]).name if "model" in query else None,
-        state=_state(query.get("state")),
-        limit=query_integer(request, "limit", 1, MAX_PAGE, 100),
+        state=parse_state(query.get("state")),
+        is_dead=parse_flag(query.get("dead"), "dead") or False,
+        limit=query_integer(request, "limit", 1, MAX_PAGE, PAGE),
         before=query.get("before"),
     )
     return web.json_response({"tasks": [views.summary(task) for task in found]})
 
 
+def _whose(request: web.Request) -> str | None:
+    """The tenant whose tasks are listed; None: all tenants'."""
+    if not parse_flag(request.query.get("all"), "all"):
+        return tenant_of(request)
+    request[CALLER].require_operator()
+    return None
+
+
 async def task(request: web.Request) -> web.Response:
     """All there is to tell about one task."""
-    book = request.app[FRONT].book
-    found = await _find(request)
-    attempts = await book.attempts(found.id)
-    chunks = await _journal(request.app[FRONT], found.id)
-    return web.json_response(views.detail(found, attempts, chunks), dumps=views.to_json)
+    document = await request.app[FRONT].detail(await _find(request))
+    return web.json_response(document, dumps=views.to_json)
 
 
 async def cancel(request: web.Request) -> web.Response:
@@ -82,6 +92,36 @@ async def cancel(request: web.Request) -> web.Response:
     return web.json_response(views.outcome(found))
 
 
+async def pause(request: web.Request) -> web.Response:
+    """Make a task wait until it is resumed; it keeps what it has produced."""
+    return _moved(await request.app[FRONT].book.pause(*_named(request)))
+
+
+async def resume(request: web.Request) -> web.Response:
+    """Let a paused task go on; one that is not paused and has not ended stays as it is."""
+    return _moved(await request.app[FRONT].book.resume(*_named(request)))
+
+
+async def requeue(request: web.Request) -> web.Response:
+    """Try a dead letter again, from its journal."""
+    return _moved(await request.app[FRONT].book.requeue(*_named(request)))
+
+
+def _named(request: web.Request) -> tuple[str, str]:
+    return request.match_info["task_id"], tenant_of(request)
+
+
+def _moved(task: Task) -> web.Response:
+    return web.json_response(views.outcome(task))
+
+
+async def explain(request: web.Request) -> web.Response:
+    """Why a task waits and until when, or the story of its attempts."""
+    found = await _find(request)
+    explanation = await request.app[FRONT].explainer.explain(found.id)
+    return web.json_response(views.explanation(explanation))
+
+
 async def events(request: web.Request) -> web.StreamResponse:
     """A task's events from a cursor on, as server-sent events."""
     front, found = request.app[FRONT], await _find(request)
@@ -89,11 +129,11 @@ async def events(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
     response.content_type, response.charset = "text/event-stream", "utf-8"
     try:
-        async with aclosing(front.follow(found.id, cursor, HEARTBEAT_S)) as following:
+        async with aclosing(waiting.follow(front, found.id, cursor, HEARTBEAT_S)) as following:
             async for event in following:
                 if not response.prepared:
                     await response.prepare(request)
-                await response.write(views.server_sent(event) if event else b": alive\n\n")
+                await response.write(await _frame(front, event))
     except Unavailable:
         if not response.prepared:
             raise
@@ -105,17 +145,19 @@ async def events(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def _frame(front: Front, event: TaskEvent | Waits | None) -> bytes:
+    if event is None:
+        return b": alive\n\n"
+    if isinstance(event, Waits):
+        document = views.explanation(event.explanation)
+        return views.server_sent_frame(document, kind="explain", cursor=event.cursor)
+    return views.server_sent(event, await front.ended_attempt(event))
+
+
 async def _find(request: web.Request) -> Task:
     found = await request.app[FRONT].book.task(request.match_info["task_id"], tenant_of(request))
     request[TASK_ID] = found.id
     return found
-
-
-async def _journal(front: Front, task_id: str) -> list[JournalChunk]:
-    chunks: list[JournalChunk] = []
-    while page := await front.book.chunks(task_id, len(chunks), _CHUNKS_A_READ):
-        chunks += page
-    return chunks
 
 
 def _cursor(request: web.Request) -> int:
@@ -134,17 +176,6 @@ def _key(request: web.Request) -> dict[str, Any]:
     return {} if given is None else {"idempotency_key": given}
 
 
-def _state(given: str | None) -> TaskState | None:
-    if given is None:
-        return None
-    try:
-        return TaskState(given)
-    except ValueError:
-        allowed = ", ".join(state.value for state in TaskState)
-        message = f"state: {given!r:.40} is no state; allowed are: {allowed}"
-        raise InvalidRequest(message, field="state") from None
-
-
 def _text(body: dict[str, Any], field: str) -> str:
     value = body.get(field)
     if not isinstance(value, str):
@@ -158,5 +189,9 @@ ROUTES = [
     web.get("/v1/tasks/{task_id}", task, allow_head=False),
     web.delete("/v1/tasks/{task_id}", cancel),
     web.post("/v1/tasks/{task_id}/cancel", cancel),
+    web.post("/v1/tasks/{task_id}/pause", pause),
+    web.post("/v1/tasks/{task_id}/resume", resume),
+    web.post("/v1/tasks/{task_id}/requeue", requeue),
+    web.get("/v1/tasks/{task_id}/explain", explain, allow_head=False),
     web.get("/v1/tasks/{task_id}/events", events, allow_head=False),
 ]

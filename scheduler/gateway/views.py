@@ -14,34 +14,48 @@ from typing import Any
 
 from handlers.model_config import ModelConfig
 from handlers.wire import logprob_document
+from scheduler.bulk import Bulk
+from scheduler.bulk_book import InputOutcome, Progress
 from scheduler.cluster_view import NodeView
-from scheduler.task import Attempt, JournalChunk, Task, TaskEvent
+from scheduler.explanation import Explanation
+from scheduler.keys import Key
+from scheduler.operations import TenantView
+from scheduler.task import Attempt, JournalChunk, Task, TaskEvent, TaskState
 
 #: Fields of a task that a client sees as they are.
 SUMMARY_FIELDS = (
     "tenant",
     "model",
+    "class",
     "priority",
     "idempotency_key",
     "deadline_at",
     "estimated_cost",
     "charged_cost",
     "attempt",
+    "num_lost",
     "runner",
     "replica",
     "num_chunks",
     "num_tokens",
     "accepted_at",
+    "not_before",
     "first_claimed_at",
     "first_chunk_at",
     "finished_at",
     "resume",
+    "is_dead",
+    "bulk_id",
+    "bulk_index",
 )
+
+#: Those of another name in the code, where this one is a keyword.
+_ATTRIBUTES = {"class": "priority_class"}
 
 
 def summary(task: Task) -> dict[str, Any]:
     """A task without its input and output."""
-    fields = {name: getattr(task, name) for name in SUMMARY_FIELDS}
+    fields = {name: getattr(task, _ATTRIBUTES.get(name, name)) for name in SUMMARY_FIELDS}
     error = None if task.error is None else asdict(task.error)
     return {"task_id": task.id, "state": task.state.value, **fields, "error": error}
 
@@ -124,14 +138,19 @@ def chunk(entry: JournalChunk) -> dict[str, Any]:
     return document
 
 
-def server_sent(event: TaskEvent) -> bytes:
+def state(event: TaskEvent, ended: Attempt | None = None) -> dict[str, Any]:
+    """What an event that is no chunk tells; ``ended`` is the attempt after which the task waits."""
+    if event.task is None:
+        return {}
+    if event.kind == "end":
+        return outcome(event.task)
+    document = summary(event.task)
+    return document if ended is None else {**document, "last_attempt": asdict(ended)}
+
+
+def server_sent(event: TaskEvent, ended: Attempt | None = None) -> bytes:
     """An event in the notation of server-sent events; its id is the cursor to come back with."""
-    if event.chunk is not None:
-        document = chunk(event.chunk)
-    elif event.task is not None:
-        document = outcome(event.task) if event.kind == "end" else summary(event.task)
-    else:
-        document = {}
+    document = state(event, ended) if event.chunk is None else chunk(event.chunk)
     return server_sent_frame(document, kind=event.kind, cursor=event.cursor)
 
 
@@ -160,6 +179,36 @@ def model(
     }
 
 
+def key(given: Key) -> dict[str, Any]:
+    """A key without what opens: neither its secret, which nobody has, nor the secret's hash."""
+    return {
+        "key_id": given.id,
+        "tenant": given.tenant,
+        "role": given.role.value,
+        "name": given.name,
+        "created_at": given.created_at,
+        "revoked_at": given.revoked_at,
+    }
+
+
+def tenant(view: TenantView) -> dict[str, Any]:
+    """A tenant with its quotas, what it has waiting and in flight, and what it was served."""
+    served: dict[str, int] = {}
+    for flow in view.flows:
+        served[flow.model] = served.get(flow.model, 0) + flow.charged_cost
+    return {
+        "tenant": view.tenant.name,
+        "weight": view.tenant.weight_permille / 1000,
+        "max_queued": view.tenant.max_queued,
+        "max_in_flight": view.tenant.max_in_flight,
+        "cost_per_minute": view.tenant.cost_per_minute,
+        "classes": view.tenant.classes,
+        "queued": sum(flow.num_queued for flow in view.flows),
+        "in_flight": sum(flow.num_leased for flow in view.flows),
+        "served_cost": served,
+    }
+
+
 def node(given: NodeView) -> dict[str, Any]:
     """A node with its replicas."""
     return {**asdict(given), "in_flight": sum(replica.in_flight for replica in given.replicas)}
@@ -168,3 +217,42 @@ def node(given: NodeView) -> dict[str, Any]:
 def to_json(document: Mapping[str, Any]) -> str:
     """JSON on one line."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def bulk(given: Bulk) -> dict[str, Any]:
+    """A bulk without its progress."""
+    is_cancelled = given.cancelled_at is not None
+    state = "cancelled" if is_cancelled else "open" if given.closed_at is None else "closed"
+    fields = asdict(given)
+    fields["class"] = fields.pop("priority_class")
+    return {"bulk_id": fields.pop("id"), "state": state, **fields}
+
+
+def progress(given: Progress) -> dict[str, Any]:
+    """A bulk with its inputs counted."""
+    counts = {state.value: count for state, count in given.counts.items()}
+    return {**bulk(given.bulk), "num_ended": given.num_ended, "counts": counts}
+
+
+def input_outcome(given: InputOutcome, kind: str) -> dict[str, Any]:
+    """What became of one input; one whose task was purged has no more than its place."""
+    task = given.task
+    if task is None:
+        return {"index": given.index, "task_id": None, "state": "purged"}
+    document: dict[str, Any] = {"index": given.index, "task_id": task.id, "state": task.state.value}
+    if task.state is TaskState.SUCCEEDED:
+        whole = answer(task, given.chunks, kind)
+        document["result"] = {n: v for n, v in whole.items() if n not in ("task_id", "model")}
+    if task.error is not None:
+        document["error"] = asdict(task.error)
+    return document
+
+
+def explanation(given: Explanation) -> dict[str, Any]:
+    """Why a task waits and until when, or the story of its attempts."""
+    document = asdict(given)
+    outlook = document.pop("outlook")
+    document["ahead"] = outlook and {
+        "own": outlook["flow"], "other_tenants": outlook["others"], "classes": outlook["classes"],
+    }  # fmt: skip
+    return document

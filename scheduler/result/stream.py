@@ -78,9 +78,10 @@ class Watchers:
         for watcher in self._by_task.get(task.id, ()):
             watcher.tell(task, chunks)
 
-    def doubt(self) -> None:
-        """Something may have happened to any task: let every watcher read the journal."""
-        for watchers in self._by_task.values():
+    def doubt(self, task_id: str | None = None) -> None:
+        """Something may have happened to a task, or to any: let its watchers read the journal."""
+        doubted = self._by_task.values() if task_id is None else [self._by_task.get(task_id, set())]
+        for watchers in doubted:
             for watcher in watchers:
                 watcher.fall_behind()
 

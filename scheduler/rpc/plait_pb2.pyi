@@ -22,12 +22,13 @@ class RunnerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "held", "replicas")
+    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "device_kind", "held", "replicas")
     RUNNER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NUM_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     runner_id: str
@@ -35,9 +36,10 @@ class Hello(_message.Message):
     node: str
     protocol: int
     num_devices: int
+    device_kind: str
     held: _containers.RepeatedCompositeFieldContainer[HeldLease]
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
-    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
+    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
 
 class HeldLease(_message.Message):
     __slots__ = ("task_id", "fence")
@@ -237,6 +239,60 @@ class DesiredReplica(_message.Message):
     device_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., device_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class SubmitRequest(_message.Message):
+    __slots__ = ("model", "input_json", "tenant", "priority_class", "priority", "deadline_s", "idempotency_key")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    INPUT_JSON_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    input_json: str
+    tenant: str
+    priority_class: str
+    priority: int
+    deadline_s: float
+    idempotency_key: str
+    def __init__(self, model: _Optional[str] = ..., input_json: _Optional[str] = ..., tenant: _Optional[str] = ..., priority_class: _Optional[str] = ..., priority: _Optional[int] = ..., deadline_s: _Optional[float] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class TaskRequest(_message.Message):
+    __slots__ = ("task_id", "tenant")
+    TASK_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    task_id: str
+    tenant: str
+    def __init__(self, task_id: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("tenant", "state", "is_dead", "model", "limit", "before")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    IS_DEAD_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    state: str
+    is_dead: bool
+    model: str
+    limit: int
+    before: str
+    def __init__(self, tenant: _Optional[str] = ..., state: _Optional[str] = ..., is_dead: _Optional[bool] = ..., model: _Optional[str] = ..., limit: _Optional[int] = ..., before: _Optional[str] = ...) -> None: ...
+
+class TaskReply(_message.Message):
+    __slots__ = ("task_json",)
+    TASK_JSON_FIELD_NUMBER: _ClassVar[int]
+    task_json: str
+    def __init__(self, task_json: _Optional[str] = ...) -> None: ...
+
+class TaskPage(_message.Message):
+    __slots__ = ("task_json",)
+    TASK_JSON_FIELD_NUMBER: _ClassVar[int]
+    task_json: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, task_json: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class WatchRequest(_message.Message):
     __slots__ = ("task_id", "tenant", "cursor")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
@@ -248,14 +304,16 @@ class WatchRequest(_message.Message):
     def __init__(self, task_id: _Optional[str] = ..., tenant: _Optional[str] = ..., cursor: _Optional[int] = ...) -> None: ...
 
 class TaskEvent(_message.Message):
-    __slots__ = ("cursor", "chunk", "task_json")
+    __slots__ = ("cursor", "chunk", "task_json", "explanation_json")
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     TASK_JSON_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_JSON_FIELD_NUMBER: _ClassVar[int]
     cursor: int
     chunk: OutputChunk
     task_json: str
-    def __init__(self, cursor: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., task_json: _Optional[str] = ...) -> None: ...
+    explanation_json: str
+    def __init__(self, cursor: _Optional[int] = ..., chunk: _Optional[_Union[OutputChunk, _Mapping]] = ..., task_json: _Optional[str] = ..., explanation_json: _Optional[str] = ...) -> None: ...
 
 class OutputChunk(_message.Message):
     __slots__ = ("token_ids", "text", "index", "logprobs")

@@ -109,6 +109,8 @@ class RunnerService:
 class TaskServiceStub:
     """---------------------------------------------------------------------------------- clients
 
+    Whose tasks: a message's tenant, else the metadata x-plait-tenant, else that of the key in the
+    metadata authorization.
     """
 
     def __init__(self, channel):
@@ -117,6 +119,41 @@ class TaskServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Submit = channel.unary_unary(
+                '/plait.v1.TaskService/Submit',
+                request_serializer=scheduler_dot_rpc_dot_plait__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+                _registered_method=True)
+        self.Get = channel.unary_unary(
+                '/plait.v1.TaskService/Get',
+                request_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+                response_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+                _registered_method=True)
+        self.List = channel.unary_unary(
+                '/plait.v1.TaskService/List',
+                request_serializer=scheduler_dot_rpc_dot_plait__pb2.ListRequest.SerializeToString,
+                response_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskPage.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/plait.v1.TaskService/Cancel',
+                request_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+                response_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+                _registered_method=True)
+        self.Pause = channel.unary_unary(
+                '/plait.v1.TaskService/Pause',
+                request_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+                response_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/plait.v1.TaskService/Resume',
+                request_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+                response_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+                _registered_method=True)
+        self.Requeue = channel.unary_unary(
+                '/plait.v1.TaskService/Requeue',
+                request_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+                response_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/plait.v1.TaskService/Watch',
                 request_serializer=scheduler_dot_rpc_dot_plait__pb2.WatchRequest.SerializeToString,
@@ -127,7 +164,58 @@ class TaskServiceStub:
 class TaskServiceServicer:
     """---------------------------------------------------------------------------------- clients
 
+    Whose tasks: a message's tenant, else the metadata x-plait-tenant, else that of the key in the
+    metadata authorization.
     """
+
+    def Submit(self, request, context):
+        """Accept a task; it goes on whoever leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """All there is to tell about a task.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def List(self, request, context):
+        """A page of the tenant's tasks, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Take a task back; one that has ended stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pause(self, request, context):
+        """Make a task wait until it is resumed; it keeps what it has produced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Let a paused task go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Requeue(self, request, context):
+        """Try a dead letter again, from its journal.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
         """Events of a task from a cursor on; ends after an event with a final state.
@@ -139,6 +227,41 @@ class TaskServiceServicer:
 
 def add_TaskServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Submit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=scheduler_dot_rpc_dot_plait__pb2.SubmitRequest.FromString,
+                    response_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.FromString,
+                    response_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.SerializeToString,
+            ),
+            'List': grpc.unary_unary_rpc_method_handler(
+                    servicer.List,
+                    request_deserializer=scheduler_dot_rpc_dot_plait__pb2.ListRequest.FromString,
+                    response_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskPage.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.FromString,
+                    response_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.SerializeToString,
+            ),
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.FromString,
+                    response_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.FromString,
+                    response_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.SerializeToString,
+            ),
+            'Requeue': grpc.unary_unary_rpc_method_handler(
+                    servicer.Requeue,
+                    request_deserializer=scheduler_dot_rpc_dot_plait__pb2.TaskRequest.FromString,
+                    response_serializer=scheduler_dot_rpc_dot_plait__pb2.TaskReply.SerializeToString,
+            ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
                     request_deserializer=scheduler_dot_rpc_dot_plait__pb2.WatchRequest.FromString,
@@ -155,7 +278,198 @@ def add_TaskServiceServicer_to_server(servicer, server):
 class TaskService:
     """---------------------------------------------------------------------------------- clients
 
+    Whose tasks: a message's tenant, else the metadata x-plait-tenant, else that of the key in the
+    metadata authorization.
     """
+
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plait.v1.TaskService/Submit',
+            scheduler_dot_rpc_dot_plait__pb2.SubmitRequest.SerializeToString,
+            scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plait.v1.TaskService/Get',
+            scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+            scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def List(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plait.v1.TaskService/List',
+            scheduler_dot_rpc_dot_plait__pb2.ListRequest.SerializeToString,
+            scheduler_dot_rpc_dot_plait__pb2.TaskPage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plait.v1.TaskService/Cancel',
+            scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+            scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plait.v1.TaskService/Pause',
+            scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+            scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plait.v1.TaskService/Resume',
+            scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+            scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Requeue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plait.v1.TaskService/Requeue',
+            scheduler_dot_rpc_dot_plait__pb2.TaskRequest.SerializeToString,
+            scheduler_dot_rpc_dot_plait__pb2.TaskReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Watch(request,

@@ -60,6 +60,8 @@ class Identity:
     runner_id: str
     node: str
     num_devices: int = 0
+    #: What the devices are.
+    device_kind: str = "cpu"
     #: New with each process.
     session_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -198,6 +200,7 @@ class Runner:
             node=who.node,
             protocol=PROTOCOL,
             num_devices=who.num_devices,
+            device_kind=who.device_kind,
             held=self._core.held(),
             replicas=self._replicas.report(),
         )

@@ -14,8 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler.errors import StoreUnavailable
+from scheduler.errors import PlaitError, StoreUnavailable
 from scheduler.stores.base import Transaction
+
+#: Is given a command's value or its error, in the event loop.
+Then = Callable[[Any, BaseException | None], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -24,17 +27,27 @@ class Entry:
 
     function: Callable[[Transaction], Any]
     future: asyncio.Future[Any]
+    then: Then | None = None
     value: Any = None
     error: BaseException | None = None
 
     def deliver(self) -> None:
-        """Answer the caller, if it still waits; runs in its event loop."""
+        """Tell what came of it, and the caller if it still waits; runs in its event loop."""
+        if self.then is not None:
+            self.then(self.value, self.error)
         if self.future.done():
-            return
-        if self.error is not None:
+            self._report()
+        elif self.error is not None:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.value)
+
+    def _report(self) -> None:
+        """A refusal whose caller has gone concerns nobody; a bug is the loop's to report."""
+        if self.error is not None and not isinstance(self.error, PlaitError):
+            message = "a command failed whose caller has gone"
+            context = {"message": message, "exception": self.error}
+            self.future.get_loop().call_exception_handler(context)
 
 
 class Worker:
@@ -48,10 +61,10 @@ class Worker:
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
-    async def call(self, function: Callable[[Transaction], Any]) -> Any:
+    async def call(self, function: Callable[[Transaction], Any], then: Then | None = None) -> Any:
         if self._is_closed:
             raise StoreUnavailable("the store is closed")
-        entry = Entry(function, asyncio.get_running_loop().create_future())
+        entry = Entry(function, asyncio.get_running_loop().create_future(), then)
         self._waiting.put(entry)
         return await entry.future
 
@@ -92,6 +105,15 @@ def refuse(batch: Sequence[Entry], error: BaseException | None) -> None:
         if entry.error is None:
             entry.error = StoreUnavailable(f"the store refused: {error}")
             entry.error.__cause__ = error
+
+
+def fit_to_raise(error: BaseException) -> BaseException:
+    """An error as its caller gets it: some would end the event loop instead of reaching anybody."""
+    if isinstance(error, StopIteration) or not isinstance(error, Exception):
+        bug = RuntimeError(f"a command raised {error!r}")
+        bug.__cause__ = error
+        return bug
+    return error
 
 
 def _deliver(batch: Sequence[Entry]) -> None:

@@ -2,7 +2,7 @@
 
 A store runs *commands* (functions over a :class:`Transaction` that may write) and *queries* (that
 only read). A command is atomic and isolated; when ``run`` returns, its effect survives the death of
-the process and of the machine. The rules themselves (``scheduler/moves.py``,
+the process and of the machine. The rules themselves (``scheduler/moves``,
 ``scheduler/fair_queue.py``) are written once, over any store.
 
 The executable form of this contract is ``tests/contracts/test_store_contract.py``.
@@ -10,17 +10,34 @@ The executable form of this contract is ``tests/contracts/test_store_contract.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from scheduler.flow import Flow
+from scheduler.bulk import Bulk
+from scheduler.flow import Ahead, Band, Flow, Tenant
+from scheduler.keys import Key
 from scheduler.task import Attempt, JournalChunk, Task, TaskState
 
 T = TypeVar("T")
 
 
-class Transaction(Protocol):
-    """Reads and writes of one command. It is valid only while the command runs."""
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a command of another process on the same store has changed."""
+
+    #: Tasks that moved or grew; None: there were too many to name.
+    task_ids: tuple[str, ...] | None
+    #: Models of which a task became claimable.
+    models: tuple[str, ...] = ()
+    #: Leases that ended without their holder's word: (task, fence, runner).
+    ended_leases: tuple[tuple[str, int, str], ...] = ()
+    #: Whether operators have set what should run.
+    has_desired: bool = False
+
+
+class TaskTables(Protocol):
+    """Tasks, their attempts and their output."""
 
     # -- tasks
 
@@ -39,22 +56,38 @@ class Transaction(Protocol):
     def tasks(
         self,
         *,
-        tenant: str | None,
-        model: str | None,
-        state: TaskState | None,
+        tenant: str | None = None,
+        model: str | None = None,
+        state: TaskState | None = None,
+        is_dead: bool = False,
         limit: int,
-        before: str | None,
+        before: str | None = None,
     ) -> list[Task]:
-        """Newest first; ``before`` is an id, itself not included."""
+        """Newest first; ``before`` is an id, itself left out; ``is_dead``: only dead letters."""
         ...
 
-    def head(self, model: str, tenant: str) -> Task | None:
+    def head(self, model: str, priority_class: str, tenant: str) -> Task | None:
         """The queued task of a flow that goes next: greatest priority, then earliest deadline
         (those without come last), then least id."""
         ...
 
-    def depth(self) -> dict[str, int]:
-        """Queued tasks by model; models without any are left out."""
+    def ahead(self, task: Task, limit: int) -> tuple[int, int]:
+        """How many tasks of a queued task's flow go before it, and their estimated cost; no more
+        than ``limit`` are counted."""
+        ...
+
+    def queued_before(self, task: Task, limit: int) -> Ahead:
+        """Queued tasks of the task's band that were accepted before it, its own flow's left out; no
+        more than ``limit`` are counted."""
+        ...
+
+    def due(self, now: float, limit: int) -> list[Task]:
+        """Delayed tasks whose pause was over at ``now`` or before, earliest first."""
+        ...
+
+    def delete_finished(self, before: float, limit: int) -> int:
+        """Remove up to ``limit`` tasks that finished before a moment, oldest first, with all that
+        belongs to them; how many."""
         ...
 
     # -- leases and deadlines
@@ -71,24 +104,26 @@ class Transaction(Protocol):
         """Tasks leased to the runner."""
         ...
 
+    def leases_of(self, model: str) -> list[Task]:
+        """Tasks of the model that are leased."""
+        ...
+
     def expired_leases(self, now: float, limit: int) -> list[Task]:
         """Leased tasks whose lease ended at ``now`` or before, earliest first."""
         ...
 
     def past_deadline(self, now: float, limit: int) -> list[Task]:
-        """Queued and leased tasks whose deadline is ``now`` or before, earliest first."""
+        """Tasks that have not ended and whose deadline is ``now`` or before, earliest first."""
         ...
 
     # -- attempts and output
 
-    def add_attempt(self, task_id: str, attempt: Attempt) -> None: ...
-
-    def put_attempt(self, task_id: str, attempt: Attempt) -> None:
-        """Write how an attempt ended."""
+    def add_attempt(self, task_id: str, attempt: Attempt) -> None:
+        """Write an attempt that has ended; the running one is in its task."""
         ...
 
     def attempts(self, task_id: str) -> list[Attempt]:
-        """In order."""
+        """Those that have ended, in order."""
         ...
 
     def add_chunks(self, task_id: str, chunks: Sequence[JournalChunk]) -> None: ...
@@ -101,48 +136,170 @@ class Transaction(Protocol):
         """Every token in the journal, in order, for each answer up to the last that has any."""
         ...
 
-    # -- flows
 
-    def flow(self, model: str, tenant: str) -> Flow:
+class FlowTables(Protocol):
+    """Flows, bands, tenants, and what operators set."""
+
+    def flow(self, model: str, priority_class: str, tenant: str) -> Flow:
         """A flow that was never used is all zeros."""
         ...
 
     def put_flow(self, flow: Flow) -> None: ...
 
-    def next_flow(self, model: str) -> Flow | None:
-        """The active flow of least virtual time, among equals the one of least tenant."""
+    def next_flow(
+        self, model: str, priority_class: str, most_leased: int | None = None
+    ) -> Flow | None:
+        """The active flow of least virtual time, among equals the one of least tenant; with
+        ``most_leased`` of those that have fewer in flight."""
         ...
 
-    def flows(self, model: str) -> list[Flow]: ...
+    def flows(self, model: str) -> list[Flow]:
+        """By class and tenant."""
+        ...
+
+    def flows_of(self, tenant: str) -> list[Flow]:
+        """By model and class."""
+        ...
+
+    def depth(self) -> dict[str, int]:
+        """Queued tasks by model; models without any are left out."""
+        ...
+
+    def bands(self, model: str) -> Iterable[Band]:
+        """Those that were ever used."""
+        ...
+
+    def band(self, model: str, priority_class: str) -> Band:
+        """A band that was never used is all zeros."""
+        ...
+
+    def put_band(self, band: Band) -> None: ...
+
+    def waiting(self, model: str, priority_class: str) -> Ahead:
+        """All that waits in the active flows of a band."""
+        ...
+
+    def waiting_below(self, flow: Flow, horizon: int) -> Ahead:
+        """What other active flows of the band send until each reaches a virtual time.
+
+        A flow sends its tasks, each of its flow's mean cost and one at least, until what they cost,
+        at its tenant's weight, has brought it from where it stands to ``horizon``; flows that stand
+        there already send none.
+        """
+        ...
 
     def virtual_floor(self, model: str) -> int:
-        """Where the model's virtual time stood when its last active flow left; 0 at first."""
+        """Where the bands' virtual time stood when the model's last one fell silent; 0 at first."""
         ...
 
     def put_virtual_floor(self, model: str, virtual_time: int) -> None: ...
 
-    # -- operator's data
+    def tenant(self, name: str) -> Tenant:
+        """A tenant for which nothing was set has the defaults."""
+        ...
 
-    def weight(self, tenant: str) -> int:
+    def tenants(self) -> list[Tenant]:
+        """Those for which something was set, by name."""
+        ...
+
+    def put_tenant(self, tenant: Tenant) -> None: ...
+
+    def class_weights(self) -> dict[str, int]:
+        """In thousandths, by class, those nobody set included."""
+        ...
+
+    def class_weight(self, priority_class: str) -> int: ...
+
+    def put_class(self, priority_class: str, weight_permille: int) -> None: ...
+
+    def cost_factor(self, model: str, device_kind: str) -> int:
         """In thousandths; 1000 unless set."""
         ...
 
-    def weights(self) -> dict[str, int]: ...
+    def cost_factors(self) -> dict[tuple[str, str], int]:
+        """Those set, by model and device kind."""
+        ...
 
-    def put_weight(self, tenant: str, weight_permille: int) -> None: ...
+    def put_cost_factor(self, model: str, device_kind: str, factor_permille: int) -> None: ...
 
     def desired_replicas(self) -> dict[str, int]: ...
 
     def put_desired_replicas(self, model: str, num_replicas: int) -> None: ...
 
 
+class OtherTables(Protocol):
+    """Bulks, and tenants' keys."""
+
+    def put_bulk(self, bulk: Bulk) -> None: ...
+
+    def bulk(self, bulk_id: str) -> Bulk | None: ...
+
+    def bulk_by_key(self, tenant: str, idempotency_key: str) -> Bulk | None: ...
+
+    def bulks(self, *, tenant: str | None, limit: int, before: str | None) -> list[Bulk]:
+        """Newest first; ``before`` is an id, itself not included."""
+        ...
+
+    def bulk_counts(self, bulk_id: str) -> dict[TaskState, int]:
+        """Its tasks by state; states without any are left out."""
+        ...
+
+    def bulk_tasks(self, bulk_id: str, start: int, limit: int) -> list[Task]:
+        """Its tasks from place ``start`` on, in order."""
+        ...
+
+    def bulk_unfinished(self, bulk_id: str, limit: int) -> list[Task]:
+        """Up to ``limit`` of its tasks that have not ended."""
+        ...
+
+    def bulks_left_open(self, created_before: float, limit: int) -> list[Bulk]:
+        """Bulks begun before a moment that are not closed yet."""
+        ...
+
+    def bulks_to_cancel(self, limit: int) -> list[Bulk]:
+        """Bulks that were cancelled and have tasks that have not ended."""
+        ...
+
+    def delete_bulks(self, closed_before: float, limit: int) -> int:
+        """Remove up to ``limit`` bulks that were closed before a moment and have no tasks left; how
+        many."""
+        ...
+
+    def put_key(self, key: Key) -> None: ...
+
+    def key(self, key_id: str) -> Key | None: ...
+
+    def keys(self, tenant: str | None) -> list[Key]:
+        """By id, those that were revoked included."""
+        ...
+
+
+class Transaction(TaskTables, FlowTables, OtherTables, Protocol):
+    """Reads and writes of one command. It is valid only while the command runs."""
+
+    def tell(self, news: News) -> None:
+        """Let other processes on the same store know, once this is committed; where there can be
+        none, nothing happens."""
+        ...
+
+
 class Store(Protocol):
     """Where tasks live."""
 
-    async def run(self, command: Callable[[Transaction], T]) -> T:
+    #: Whether other processes may write to it, who are told of changes and tell of theirs.
+    is_shared: bool
+
+    async def run(
+        self,
+        command: Callable[[Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None = None,
+    ) -> T:
         """Run a command as one transaction; its effect is on disk when this returns.
 
-        An error the command raises is raised here, and the command has had no effect.
+        The command may be run several times, of which the last counts: it must do nothing but
+        through its transaction. An error it raises is raised here, and it has had no effect.
+        ``then`` is given the value or the error first, in the event loop and in the order of
+        commits, also when the caller was cancelled meanwhile; it must not raise.
 
         Raises:
             StoreUnavailable: the store refused, and whether it wrote is unknown. A caller that is
@@ -156,6 +313,11 @@ class Store(Protocol):
         Raises:
             StoreUnavailable: the store refused.
         """
+        ...
+
+    def listen(self, listener: Callable[[News | None], None]) -> None:
+        """``listener`` is called in the event loop with what other processes on this store have
+        told; with None when something may have been missed."""
         ...
 
     async def close(self) -> None:

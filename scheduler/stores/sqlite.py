@@ -15,14 +15,13 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from scheduler.errors import StartupError, StoreUnavailable
-from scheduler.stores import base
-from scheduler.stores._sqlite_transaction import Transaction
-from scheduler.stores._worker import Entry, Worker, refuse
+from scheduler.stores import _migrations, base
+from scheduler.stores._transaction import Transaction
+from scheduler.stores._worker import Entry, Worker, fit_to_raise, refuse
 
 T = TypeVar("T")
 
@@ -33,6 +32,29 @@ MAX_BATCH = 256
 BUSY_TIMEOUT_S = 5.0
 
 
+class Database:
+    """A connection, as the statements use it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._execute = connection.execute
+        self._execute_many = connection.executemany
+
+    def rows(self, statement: str, *values: Any) -> list[Any]:
+        return self._execute(statement, values).fetchall()
+
+    def row(self, statement: str, *values: Any) -> Any:
+        return self._execute(statement, values).fetchone()
+
+    def write(self, statement: str, *values: Any) -> None:
+        self._execute(statement, values)
+
+    def count(self, statement: str, *values: Any) -> int:
+        return self._execute(statement, values).rowcount
+
+    def write_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        self._execute_many(statement, rows)
+
+
 class Store(base.Store):
     """A SQLite file, open until :meth:`close`.
 
@@ -40,6 +62,8 @@ class Store(base.Store):
         StartupError: the file is open in another process, cannot be opened, is no Plait store, or
             was written by a newer Plait.
     """
+
+    is_shared = False
 
     def __init__(self, path: Path | str) -> None:
         self._path = str(path)
@@ -51,7 +75,7 @@ class Store(base.Store):
         except sqlite3.Error as error:
             self._unlock()
             raise StartupError(f"cannot open the store {self._path}: {error}") from error
-        except StartupError:
+        except BaseException:
             self._unlock()
             raise
         self._writing = Worker("store-writer", self._write, MAX_BATCH)
@@ -59,14 +83,21 @@ class Store(base.Store):
         if self._lock is not None:
             self._reader.execute("PRAGMA query_only = ON")
             self._reading = Worker("store-reader", self._read, MAX_BATCH)
-        self._write_transaction = Transaction(self._writer)
-        self._read_transaction = Transaction(self._reader)
+        self._write_transaction = Transaction(Database(self._writer))
+        self._read_transaction = Transaction(Database(self._reader))
 
-    async def run(self, command: Callable[[base.Transaction], T]) -> T:
-        return cast(T, await self._writing.call(command))
+    async def run(
+        self,
+        command: Callable[[base.Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None = None,
+    ) -> T:
+        return cast(T, await self._writing.call(command, then))
 
     async def read(self, query: Callable[[base.Transaction], T]) -> T:
         return cast(T, await self._reading.call(query))
+
+    def listen(self, listener: Callable[[base.News | None], None]) -> None:
+        """Nobody else writes to the file, so there is never anything to hear."""
 
     async def close(self) -> None:
         await self._writing.close()
@@ -107,6 +138,7 @@ class Store(base.Store):
                 refuse(entries[:done], entry.error)
                 return done
         try:
+            self._write_transaction.flush()
             self._writer.execute("COMMIT")
             self.num_commits += 1
         except sqlite3.Error as error:
@@ -117,6 +149,7 @@ class Store(base.Store):
     def _run_one(self, entry: Entry) -> None:
         try:
             self._writer.execute("SAVEPOINT command")
+            self._write_transaction.begin()
             entry.value = entry.function(self._write_transaction)
             self._writer.execute("RELEASE command")
         except BaseException as error:  # noqa: BLE001  (it is the caller's, and raised there)
@@ -125,16 +158,19 @@ class Store(base.Store):
 
     def _undo_one(self) -> None:
         if not self._writer.in_transaction:
+            self._write_transaction.forget()
             return
         try:
             self._writer.execute("ROLLBACK TO command")
             self._writer.execute("RELEASE command")
+            self._write_transaction.undo()
         except sqlite3.Error:
             # Half a command must not be committed with the others; callers are told by _commit.
             self._roll_back()
 
     def _roll_back(self) -> None:
         if self._writer.in_transaction:
+            self._write_transaction.forget()
             self._writer.execute("ROLLBACK")
 
     # -- in the reader's thread
@@ -144,6 +180,7 @@ class Store(base.Store):
             if self._reader.in_transaction:
                 self._reader.execute("ROLLBACK")
             self._reader.execute("BEGIN")
+            self._read_transaction.forget()
         except sqlite3.Error as error:
             refuse(batch, error)
             return
@@ -162,12 +199,7 @@ def _translated(error: BaseException) -> BaseException:
         unavailable = StoreUnavailable(f"the store refused: {error}")
         unavailable.__cause__ = error
         return unavailable
-    if isinstance(error, StopIteration) or not isinstance(error, Exception):
-        # These would end the event loop that waits for the answer instead of reaching the caller.
-        bug = RuntimeError(f"a command raised {error!r}")
-        bug.__cause__ = error
-        return bug
-    return error
+    return fit_to_raise(error)
 
 
 def connect(path: str) -> sqlite3.Connection:
@@ -190,19 +222,35 @@ def connect(path: str) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:
-    """Apply the numbered files this database has not seen, each as one transaction."""
-    folder = resources.files("scheduler.stores") / "sql" / "sqlite"
-    scripts = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(scripts):
-        raise StartupError(
-            f"the store {path} has schema {version}, this Plait knows up to {len(scripts)}: "
-            "use the newer Plait that wrote it"
-        )
-    for number, script in enumerate(scripts[version:], version + 1):
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {script.read_text()}; PRAGMA user_version = {number}; COMMIT;"
-        )
+    """Bring the schema up to date, each step as one transaction."""
+    version = _version(connection)
+    if version == _migrations.HEAD:
+        return
+    if version is not None:
+        _migrations.check_known(version, path)
+    (written,) = connection.execute("PRAGMA user_version").fetchone()
+    _migrations.check_known(f"{written:04}", path)
+    # Before Alembic the version was noted here.
+    before = f"{written:04}" if written and version is None else None
+
+    import sqlalchemy as sa
+
+    engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=sa.StaticPool)
+    # The driver begins no transaction by itself, and must not end ours before a step is complete.
+    sa.event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
+    try:
+        with engine.connect() as opened:
+            _migrations.upgrade(opened, before)
+    except sa.exc.SQLAlchemyError as error:
+        raise StartupError(f"cannot bring the store {path} up to date: {error}") from error
+
+
+def _version(connection: sqlite3.Connection) -> str | None:
+    known = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
+    if connection.execute(known).fetchone() is None:
+        return None
+    row = connection.execute(_migrations.VERSION_QUERY).fetchone()
+    return None if row is None else str(row[0])
 
 
 def _lock(path: Path) -> int:

@@ -36,12 +36,13 @@ def test_a_short_request_overtakes_two_hundred_queued_ones(system: System) -> No
 
 def test_busy_tenants_are_served_in_proportion_to_their_weights(system: System) -> None:
     system.session.put(f"{system.address}/v1/tenants/gold/weight", json={"weight": 3.0})
-    # Every slot is taken while the two queue up, so that both are backlogged from the first claim.
+    # The slots are taken while the two queue up, so that both are backlogged from the first claims;
+    # one is kept for tenants that come while several are served.
     for index in range(16):
         system.submit(
             "demo", "filler", prompt=f"d = {index}\n", max_new_tokens=900, ignore_eos=True
         )
-    wait_for("every slot to be taken", lambda: counts(system, "filler", "leased") == 16)
+    wait_for("the slots to be taken", lambda: counts(system, "filler", "leased") >= 15)
     for index in range(80):
         for tenant in ("gold", "plain"):
             system.submit(
@@ -61,4 +62,4 @@ def test_busy_tenants_are_served_in_proportion_to_their_weights(system: System) 
 
     estimate = 2 * 24 + len("c = 00\n")
     assert all(still_queued.values()), "both must have been backlogged"
-    assert abs(cost["gold"] / 3 - cost["plain"]) <= estimate
+    assert abs(cost["gold"] / 3 - cost["plain"]) <= 2 * estimate

@@ -23,7 +23,16 @@ CAUSES: Final = {
     ("queued", "leased"): ("claim", "The dispatcher claims it for a replica with room."),
     ("queued", "cancelled"): ("cancel", "Its owner takes it back, or leaves while waiting."),
     ("queued", "expired"): ("deadline", "Its deadline passes while it waits."),
-    ("leased", "queued"): ("attempt lost", "The attempt is lost and others are left."),
+    ("queued", "paused"): ("pause", "Its owner makes it wait."),
+    ("leased", "queued"): (
+        "attempt lost, or parked",
+        "Its first attempt is lost, or it makes room for a higher class.",
+    ),
+    ("leased", "delayed"): (
+        "attempt lost again",
+        "A further attempt is lost and others are left: it waits a while first.",
+    ),
+    ("leased", "paused"): ("pause", "Its owner makes it wait; the work stops."),
     ("leased", "succeeded"): ("finish", "The runner reports a result."),
     ("leased", "failed"): (
         "error, or last attempt lost",
@@ -31,6 +40,14 @@ CAUSES: Final = {
     ),
     ("leased", "cancelled"): ("cancel", "Its owner takes it back, or leaves while waiting."),
     ("leased", "expired"): ("deadline", "Its deadline passes while it is worked on."),
+    ("delayed", "queued"): ("pause over", "The time for which it had to wait has passed."),
+    ("delayed", "paused"): ("pause", "Its owner makes it wait."),
+    ("delayed", "cancelled"): ("cancel", "Its owner takes it back, or leaves while waiting."),
+    ("delayed", "expired"): ("deadline", "Its deadline passes while it waits."),
+    ("paused", "queued"): ("resume", "Its owner lets it go on."),
+    ("paused", "cancelled"): ("cancel", "Its owner takes it back, or leaves while waiting."),
+    ("paused", "expired"): ("deadline", "Its deadline passes while it waits."),
+    ("failed", "queued"): ("requeue", "A dead letter is tried again, by hand."),
 }
 
 

@@ -8,18 +8,22 @@ import pytest
 from google.protobuf.descriptor import FileDescriptor
 
 from handlers.wire import GENERATION_FIELDS
-from scheduler.gateway import http_request, operations_api, predictions, tasks_api
+from scheduler.gateway import (
+    bulks_api,
+    classes_api,
+    http,
+    http_request,
+    keys_api,
+    tasks_api,
+    tenants_api,
+)
 from scheduler.gateway.http_request import KEY_HEADER, REQUEST_ID_HEADER, TASK_HEADER
 from scheduler.gateway.submission import OPTION_FIELDS
 from scheduler.gateway.views import SUMMARY_FIELDS
 from scheduler.rpc import inference_pb2, plait_pb2
-from tests.docs.pages import names, rows, section, text_of
+from tests.docs.pages import ROOT, names, rows, section, text_of
 
-ROUTES = {
-    f"{route.method} {route.path}"
-    for module in (predictions, tasks_api, operations_api)
-    for route in module.ROUTES
-}
+ROUTES = {f"{route.method} {route.path}" for module in http.MODULES for route in module.ROUTES}
 HTTP = text_of("http-api.md")
 
 
@@ -65,10 +69,54 @@ def test_parameters_of_the_listing_are_those_the_gateway_takes() -> None:
     assert first_cells(section(HTTP, "### `GET /v1/tasks`")) == set(tasks_api.LIST_PARAMETERS)
 
 
+@pytest.mark.parametrize(
+    ("route", "parameters"),
+    [
+        ("POST /v1/bulks", bulks_api.BEGIN_PARAMETERS),
+        ("GET /v1/bulks", bulks_api.LIST_PARAMETERS),
+        ("GET /v1/bulks/{bulk_id}/results", bulks_api.RESULT_PARAMETERS),
+    ],
+)
+def test_parameters_of_bulks_are_those_the_gateway_takes(
+    route: str, parameters: tuple[str, ...]
+) -> None:
+    assert first_cells(section(HTTP, f"### `{route}`")) == set(parameters)
+
+
+def test_everything_a_task_may_be_short_of_has_a_row() -> None:
+    source = (ROOT / "scheduler" / "explanation.py").read_text()
+    codes = set(re.findall(r'Shortage\(\s*"(\w+)"', source))
+
+    assert first_cells(section(text_of("waiting.md"), "## What is short")) == codes
+
+
 def test_fields_of_a_task_are_those_a_client_gets() -> None:
     table = section(HTTP, "### `GET /v1/tasks/{task_id}`")
 
     assert first_cells(table) == {"task_id", "state", "error", "result", *SUMMARY_FIELDS}
+
+
+def test_fields_of_a_tenant_and_of_a_key_are_those_the_gateway_takes() -> None:
+    tenant = section(HTTP, "### `PATCH /v1/tenants/{tenant}`")
+    key = section(HTTP, "### `POST /v1/keys`")
+
+    assert first_cells(tenant) == set(tenants_api.TENANT_FIELDS)
+    assert first_cells(key) == set(keys_api.KEY_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("route", "fields"),
+    [
+        ("PUT /v1/cost-factors/{model}", classes_api.FACTOR_FIELDS),
+        ("POST /v1/purge", classes_api.PURGE_FIELDS),
+    ],
+)
+def test_fields_of_the_other_paths_of_operators_are_named(
+    route: str, fields: tuple[str, ...]
+) -> None:
+    text = section(HTTP, f"### `{route}`")
+
+    assert all(f"`{field}`" in text or f'"{field}"' in text for field in fields)
 
 
 def test_headers_of_plait_s_own_are_named() -> None:

@@ -42,8 +42,12 @@ def test_the_pages_have_commands_to_look_at() -> None:
 def test_every_command_and_option_exists(words: list[str]) -> None:
     assert words[0] in COMMANDS
 
-    known = {option for p in COMMANDS[words[0]].params for option in p.opts}
-    assert {w.split("=")[0] for w in words[1:] if re.match(r"--?[a-z]", w)} <= known | {"--help"}
+    command, given = COMMANDS[words[0]], words[1:]
+    if isinstance(command, TyperGroup) and given:
+        assert given[0] in command.commands
+        command, given = command.commands[given[0]], given[1:]
+    known = {option for p in command.params for option in p.opts}
+    assert {w.split("=")[0] for w in given if re.match(r"--?[a-z]", w)} <= known | {"--help"}
 
 
 def test_every_command_has_a_row() -> None:

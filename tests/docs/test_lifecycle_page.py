@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler.moves import _OUTCOMES
+from scheduler.moves.base import _OUTCOMES
 from scheduler.task import TaskState
 from tests.docs.lifecycle_block import block, generated_part
 from tests.docs.pages import names, rows, section, text_of
@@ -25,4 +25,4 @@ def test_every_state_has_a_row() -> None:
 def test_every_outcome_of_an_attempt_has_a_row() -> None:
     table = rows(section(PAGE, "## Attempts"))
 
-    assert {names(row[0])[0] for row in table} == {"running", *_OUTCOMES.values()}
+    assert {names(row[0])[0] for row in table} == {"running", "parked", *_OUTCOMES.values()}

@@ -15,6 +15,7 @@ from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.stores import sqlite
+from scheduler.stores.base import Store
 from scheduler.task import Submission, Task
 from scheduler.task_book import TaskBook
 
@@ -125,11 +126,13 @@ class Control:
 
 
 @asynccontextmanager
-async def control_plane(port: int) -> AsyncIterator[Control]:
-    store = sqlite.Store(sqlite.MEMORY)
+async def control_plane(
+    port: int, store: Store | None = None, *, sweep_s: float = 0.05
+) -> AsyncIterator[Control]:
+    store = store or sqlite.Store(sqlite.MEMORY)
     clock = JumpingClock()
     book = TaskBook(store, clock, lease_ttl_s=10)
-    dispatcher = Dispatcher(book, clock, sweep_s=0.05)
+    dispatcher = Dispatcher(book, clock, sweep_s=sweep_s)
     running = asyncio.create_task(dispatcher.run())
     server = grpc.aio.server(options=SERVER_OPTIONS)
     rpc.add_RunnerServiceServicer_to_server(dispatcher, server)

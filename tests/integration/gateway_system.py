@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ from aiohttp import web
 
 from handlers.model_config import ModelConfig, Source
 from handlers.wire import TokenLogprob
+from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
 from scheduler.cluster_view import NodeView, ReplicaView
-from scheduler.errors import StaleLease
+from scheduler.errors import StaleLease, StoreUnavailable
+from scheduler.explainer import Explainer
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
+from scheduler.gateway.pressure import Pressure
 from scheduler.gateway.tokens import open_counters
+from scheduler.operations import Operations
 from scheduler.stores.sqlite import Store
 from scheduler.task import Grant, JournalChunk, Task, TaskError
 from scheduler.task_book import TaskBook
@@ -79,8 +84,8 @@ class PlayedRunner:
     def attach(self, book: TaskBook) -> None:
         """Work for this book from now on, also at what was begun for the one before."""
         self.book = book
-        book.on_queued(self._claim_soon)
-        book.on_lease_ended(self._stop)
+        book.ledger.on_queued(self._claim_soon)
+        book.ledger.on_lease_ended(self._stop)
 
     async def close(self) -> None:
         working = [*self._working.values(), *self._claiming]
@@ -95,12 +100,16 @@ class PlayedRunner:
 
     async def _claim(self, model: str) -> None:
         assert self.book is not None
-        for grant in await self.book.claim(model, runner="r1", replica=f"{model}__r0", limit=100):
-            self._working[grant.task.id] = asyncio.create_task(self._work(grant))
+        claim = partial(self.book.claim, model, runner="r1", replica=f"{model}__r0", limit=100)
+        # A gateway that closes meanwhile leaves the rest to the next.
+        with contextlib.suppress(StoreUnavailable):
+            while grants := await claim():
+                for grant in grants:
+                    self._working[grant.task.id] = asyncio.create_task(self._work(grant))
 
-    def _stop(self, task: Task) -> None:
-        self.ended.append(task.id)
-        self._working[task.id].cancel()
+    def _stop(self, task_id: str, fence: int, runner: str) -> None:
+        self.ended.append(task_id)
+        self._working[task_id].cancel()
 
     async def _work(self, grant: Grant) -> None:
         with contextlib.suppress(StaleLease):
@@ -185,6 +194,12 @@ class GatewaySystem:
     def __init__(self, path: Path | str = ":memory:", has_runner: bool = True) -> None:
         self._path = path
         self.runner = PlayedRunner() if has_runner else None
+        #: What the next opening is given.
+        self.max_attempts = 5
+        self.max_queued = 1000
+        self.require_keys = False
+        #: Bytes that the store's disk has left; as many as that are kept.
+        self.free_bytes = 1000
         self.cluster = PlayedCluster()
         self.http_port = 0
         self.grpc_port = 0
@@ -193,10 +208,30 @@ class GatewaySystem:
         """Listen, at the same ports as the time before."""
         self.store = Store(self._path)
         clock = SystemClock()
-        self.book = TaskBook(self.store, clock, lease_ttl_s=30.0)
+        self.book = TaskBook(self.store, clock, lease_ttl_s=30.0, max_attempts=self.max_attempts)
         if self.runner is not None:
             self.runner.attach(self.book)
-        self.front = Front(self.book, MODELS, open_counters(MODELS), self.cluster, clock)
+        self.operations = Operations(self.book.ledger, self.book.rules.queue)
+        self.pressure = Pressure(
+            self.book.depth,
+            lambda: self.free_bytes,
+            max_queued=self.max_queued,
+            min_free_disk_bytes=1000,
+        )
+        await self.pressure.look()
+        replicas = {name: config.num_replicas for name, config in MODELS.items()}
+        self.front = Front(
+            self.book,
+            self.operations,
+            MODELS,
+            open_counters(MODELS),
+            self.cluster,
+            clock,
+            BulkBook(self.book.ledger, self.book.rules, self.book.new_id),
+            Explainer(self.book.ledger, self.book.rules, self.cluster, replicas),
+            pressure=self.pressure,
+            require_keys=self.require_keys,
+        )
         self.http: web.AppRunner = await open_http(
             self.front, "127.0.0.1", self.http_port, MAX_BODY_BYTES
         )

@@ -15,6 +15,11 @@ from handlers.model_config import ModelConfig, Source
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.clock import SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
+from scheduler.fair_queue import FairQueue
+from scheduler.flow import DEFAULT_CLASS
+from scheduler.moves import Preemption, Rules
+from scheduler.operations import Operations
+from scheduler.policies import virtual_time
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.runner.service import Identity, Runner
 from scheduler.stores import sqlite
@@ -73,14 +78,19 @@ class Control(Running):
         super().__init__()
         self.folder, self.port = folder, port
         self.lease_ttl_s = 10.0
+        #: When the next opening has running work make room; None: never.
+        self.preemption: Preemption | None = None
 
     async def open(self) -> None:
         self.store = sqlite.Store(self.folder / "plait.db")
-        self.book = TaskBook(self.store, CLOCK, lease_ttl_s=self.lease_ttl_s)
+        queue = FairQueue(virtual_time.Policy())
+        rules = Rules(queue, self.lease_ttl_s, 5, preemption=self.preemption)
+        self.book = TaskBook(self.store, CLOCK, lease_ttl_s=self.lease_ttl_s, rules=rules)
+        self.operations = Operations(self.book.ledger, self.book.rules.queue)
         self.dispatcher = Dispatcher(
             self.book, CLOCK, lease_ttl_s=self.lease_ttl_s, heartbeat_s=0.2, sweep_s=0.1
         )
-        sidecar = Sidecar({"counting": config()}, self.book, self.dispatcher, reconcile_s=0.2)
+        sidecar = Sidecar({"counting": config()}, self.operations, self.dispatcher, reconcile_s=0.2)
         self.start(self.dispatcher.run())
         self.start(sidecar.run())
         self.server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -140,10 +150,17 @@ class System:
     node: Node
 
     async def submit(
-        self, prompt: str = "x", tokens: int = 20, resume: str = "close", **fields: Any
+        self,
+        prompt: str = "x",
+        tokens: int = 20,
+        resume: str = "close",
+        priority_class: str = DEFAULT_CLASS,
+        **fields: Any,
     ) -> Task:
         document = {"prompt": prompt, "max_new_tokens": tokens, **fields}
-        submission = Submission("ann", "counting", document, 1, resume=resume)
+        submission = Submission(
+            "ann", "counting", document, 1, resume=resume, priority_class=priority_class
+        )
         task, _ = await self.control.book.submit(submission)
         return task
 

@@ -92,7 +92,7 @@ async def test_a_task_nobody_announced_does_not_wait_for_ever(
     control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = await control.welcomed()
-    monkeypatch.setattr(control.book, "_queued_listeners", [])
+    monkeypatch.setattr(control.book.ledger, "_queued", [])
 
     task = await control.submit()
 
@@ -161,7 +161,7 @@ async def test_a_store_that_refuses_for_a_while_loses_nothing_of_a_task(
         pass
     found = await control.book.task(task.id)
     assert (found.state, found.num_chunks) == (TaskState.SUCCEEDED, 2)
-    assert sorted(refused) == ["append", "append", "succeed", "succeed"]
+    assert refused.count("succeed") == 2
 
 
 def _refusing_twice(book: TaskBook, name: str, refused: list[str]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,8 @@ async def test_a_restarted_runner_adopts_the_replica_that_runs(system: System) -
 async def test_a_task_of_a_runner_that_is_gone_is_requeued_when_its_lease_ends(
     system: System,
 ) -> None:
-    system.control.book._rules = type(system.control.book._rules)(
-        system.control.book._rules.queue, 0.5, 5
-    )
+    book = system.control.book
+    book.rules = replace(book.rules, lease_ttl_s=0.5)
     task = await system.submit(tokens=100_000)
     await system.until_tokens(task.id, 3)
 
@@ -198,7 +198,7 @@ async def test_scaling_to_nothing_waits_for_the_work_in_flight(system: System) -
     task = await system.submit(tokens=60)
     await system.until_tokens(task.id, 3)
 
-    await system.control.book.set_desired_replicas("counting", 0)
+    await system.control.operations.set_desired_replicas("counting", 0)
 
     assert (await system.final(task.id)).state is TaskState.SUCCEEDED
     assert await system.outcomes(task.id) == ["succeeded"]

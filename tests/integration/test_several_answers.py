@@ -123,7 +123,7 @@ async def test_a_generation_as_one_text_refuses_several(client: Client) -> None:
 
 
 async def test_texts_are_labelled(http: aiohttp.ClientSession, system: GatewaySystem) -> None:
-    await system.book.set_desired_replicas("labeller", 1)
+    await system.front.operations.set_desired_replicas("labeller", 1)
 
     answer = await (await http.post("/predictions/labeller", json={"input": ["a", "b"]})).json()
 
@@ -132,7 +132,7 @@ async def test_texts_are_labelled(http: aiohttp.ClientSession, system: GatewaySy
 
 
 async def test_a_bare_text_is_labelled(http: aiohttp.ClientSession, system: GatewaySystem) -> None:
-    await system.book.set_desired_replicas("labeller", 1)
+    await system.front.operations.set_desired_replicas("labeller", 1)
     headers = {"Content-Type": "text/plain"}
 
     answer = await http.post("/predictions/labeller", data=b"so good", headers=headers)

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,8 @@ import pytest_asyncio
 
 from scheduler.clock import SystemClock
 from scheduler.errors import StartupError, StoreUnavailable
-from scheduler.stores import sqlite
+from scheduler.flow import Tenant
+from scheduler.stores import _flows_sql, _tasks_sql, sqlite
 from scheduler.stores.base import Transaction
 from scheduler.stores.sqlite import Store
 from scheduler.task_book import TaskBook
@@ -119,11 +120,11 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(path: Path) -> No
 
 async def test_a_closed_store_can_be_opened_again(path: Path) -> None:
     first = Store(path)
-    await first.run(lambda tx: tx.put_weight("ann", 2000))
+    await first.run(lambda tx: tx.put_tenant(Tenant("ann", weight_permille=2000)))
     await first.close()
 
     second = Store(path)
-    assert await second.read(lambda tx: tx.weights()) == {"ann": 2000}
+    assert await second.read(lambda tx: tx.tenants()) == [Tenant("ann", weight_permille=2000)]
     await second.close()
 
 
@@ -143,28 +144,28 @@ async def test_commands_that_wait_together_are_committed_together(store: Store) 
     await asyncio.gather(first, *waiting)
 
     assert store.num_commits - before == 2
-    assert await store.read(lambda tx: tx.weight("ann")) == 1200
+    assert await store.read(_weight) == 1200
 
 
 async def test_a_read_does_not_wait_for_the_writer(store: Store) -> None:
     is_running, may_go_on = threading.Event(), threading.Event()
 
     def slow(tx: Transaction) -> None:
-        tx.put_weight("ann", 7)
+        tx.put_tenant(Tenant("ann", weight_permille=7))
         is_running.set()
         assert may_go_on.wait(10)
 
     command = asyncio.ensure_future(store.run(slow))
     await asyncio.to_thread(is_running.wait, 10)
 
-    assert await store.read(lambda tx: tx.weight("ann")) == 1000
+    assert await store.read(_weight) == 1000
     may_go_on.set()
     await command
 
 
 async def test_a_query_cannot_write(store: Store) -> None:
     with pytest.raises(StoreUnavailable, match="readonly"):
-        await store.read(lambda tx: tx.put_weight("ann", 7))
+        await store.read(lambda tx: tx.put_tenant(Tenant("ann")))
 
 
 async def test_a_full_disk_refuses_and_the_store_serves_on(store: Store) -> None:
@@ -195,7 +196,7 @@ async def test_a_full_disk_is_not_the_fault_of_commands_beside_it(store: Store) 
     # A neighbour may be refused with it, but not half done, and an answer is the truth.
     assert isinstance(answers[1], StoreUnavailable)
     num_done = sum(answer is None for answer in answers)
-    assert await store.read(lambda tx: tx.weight("ann")) == 1000 + num_done
+    assert await store.read(_weight) == 1000 + num_done
 
 
 async def test_a_foreign_lock_refuses_and_the_store_serves_on(path: Path) -> None:
@@ -208,7 +209,7 @@ async def test_a_foreign_lock_refuses_and_the_store_serves_on(path: Path) -> Non
         other.execute("ROLLBACK")
 
     await store.run(_add_one)
-    assert await store.read(lambda tx: tx.weight("ann")) == 1001
+    assert await store.read(_weight) == 1001
     await store.close()
 
 
@@ -236,9 +237,10 @@ def test_a_file_that_is_no_database_is_refused_and_not_locked(path: Path) -> Non
 async def test_a_file_of_a_newer_plait_is_refused(path: Path) -> None:
     await Store(path).close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 999")
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.commit()
 
-    with pytest.raises(StartupError, match="has schema 999, this Plait knows up to"):
+    with pytest.raises(StartupError, match="has schema 9999, this Plait knows up to"):
         Store(path)
 
 
@@ -251,11 +253,17 @@ async def test_commits_are_flushed_and_journalled(store: Store) -> None:
     assert settings == ["wal", 2]  # 2 is FULL
 
 
-@pytest.mark.parametrize("statement", ["_HEAD", "_NEXT_FLOW", "_PAST_DEADLINE", "_EXPIRED_LEASES"])
-def test_what_every_decision_asks_is_answered_by_an_index(statement: str) -> None:
-    from scheduler.stores import _sqlite_transaction as module
-
-    text = getattr(module, statement)
+@pytest.mark.parametrize(
+    "text",
+    [
+        _tasks_sql._HEADS,
+        _tasks_sql._PAST_DEADLINE,
+        _tasks_sql._EXPIRED_LEASES,
+        _tasks_sql._DUE,
+        _flows_sql._NEXT_FLOWS,
+    ],
+)
+def test_what_every_decision_asks_is_answered_by_an_index(text: str) -> None:
     with closing(sqlite.connect(sqlite.MEMORY)) as connection:
         plan = connection.execute(f"EXPLAIN QUERY PLAN {text}", (1,) * text.count("?")).fetchall()
 
@@ -265,45 +273,9 @@ def test_what_every_decision_asks_is_answered_by_an_index(statement: str) -> Non
 
 
 def _add_one(tx: Transaction) -> None:
-    tx.put_weight("ann", tx.weight("ann") + 1)
+    ann = tx.tenant("ann")
+    tx.put_tenant(replace(ann, weight_permille=ann.weight_permille + 1))
 
 
-def old_store(path: Path) -> None:
-    """A file as the first schema has it, with a task that was interrupted after two tokens."""
-    scripts = resources.files("scheduler.stores") / "sql" / "sqlite"
-    path.parent.mkdir(parents=True)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript((scripts / "0001_tasks.sql").read_text())
-        connection.executescript(
-            "PRAGMA user_version = 1;"
-            "INSERT INTO tasks VALUES ('t1', 'ann', 'demo', 'queued', 0, NULL, NULL, 25, 5, 2, 9,"
-            " 9, 0, 1, 1, NULL, NULL, NULL, 2, 2, 10.0, 11.0, 12.0, NULL, NULL, NULL);"
-            "INSERT INTO documents VALUES ('t1', '{\"prompt\":\"def\"}');"
-            "INSERT INTO journal VALUES ('t1', 0, '[7]', 'a'), ('t1', 1, '[8]', 'b');"
-            "INSERT INTO attempts VALUES"
-            " ('t1', 1, 1, 'r1', 'demo__r0', 11.0, 0, 13.0, 'lost', 'x');"
-            "INSERT INTO flows VALUES ('demo', 'ann', 9, 1, 9);"
-        )
-
-
-async def test_what_an_older_plait_wrote_goes_on(path: Path) -> None:
-    old_store(path)
-    book = TaskBook(store := Store(path), SystemClock(), lease_ttl_s=60)
-
-    (grant,) = await book.claim(MODEL, runner="r1", replica="demo__r0")
-
-    assert grant.generated == ((7, 8),)
-    assert (grant.task.resume, grant.task.num_answers) == ("close", 1)
-    assert [c.text for c in await book.chunks("t1")] == ["a", "b"]
-    await store.close()
-
-
-async def test_an_older_store_is_brought_up_to_date_once(path: Path) -> None:
-    old_store(path)
-    for _ in range(2):
-        store = Store(path)
-        assert (await store.read(lambda tx: tx.task("t1"))).resume == "close"
-        await store.close()
-
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+def _weight(tx: Transaction) -> int:
+    return tx.tenant("ann").weight_permille

@@ -32,7 +32,7 @@ def test_the_wheel_holds_the_two_packages_and_nothing_else(wheel: zipfile.ZipFil
     assert {top for top in tops if not top.endswith(".dist-info")} == {"handlers", "scheduler"}
 
 
-@pytest.mark.parametrize("pattern", ["*.sql", "*.proto", "*.xml", "py.typed"])
+@pytest.mark.parametrize("pattern", ["v0*.py", "*.proto", "*.xml", "py.typed"])
 def test_every_data_file_of_the_packages_is_in_the_wheel(
     wheel: zipfile.ZipFile, root: Path, pattern: str
 ) -> None:

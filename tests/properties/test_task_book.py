@@ -31,7 +31,8 @@ from hypothesis.stateful import (
 )
 
 from scheduler.clock import ManualClock
-from scheduler.errors import StaleLease
+from scheduler.errors import InvalidTransition, NotResumable, StaleLease
+from scheduler.moves import Backoff
 from scheduler.stores.sqlite import Store
 from scheduler.task import JournalChunk, TaskError, TaskState
 from scheduler.task_book import TaskBook
@@ -55,6 +56,13 @@ class Expected:
     deadline_at: float | None = None
     result: Any = None
     resume: str = "close"
+    num_lost: int = 0
+    due_at: float = 0.0
+    is_dead: bool = False
+
+    @property
+    def can_go_on(self) -> bool:
+        return self.resume != "none" or not self.chunks
 
 
 class Tasks(RuleBasedStateMachine):
@@ -93,10 +101,17 @@ class Tasks(RuleBasedStateMachine):
         task = self.known[lease[0]]
         return task.state is TaskState.LEASED and task.fence == lease[1]
 
-    def lose(self, task: Expected) -> None:
-        cannot_go_on = task.resume == "none" and bool(task.chunks)
-        is_over = task.fence >= MAX_ATTEMPTS or cannot_go_on
-        task.state = TaskState.FAILED if is_over else TaskState.QUEUED
+    def lose(self, task_id: str) -> None:
+        task = self.known[task_id]
+        task.num_lost += 1
+        pause_s = Backoff().pause_s(task_id, task.num_lost)
+        task.due_at = self.clock.now() + pause_s
+        if not task.can_go_on:
+            task.state = TaskState.FAILED
+        elif task.num_lost >= MAX_ATTEMPTS:
+            task.state, task.is_dead = TaskState.FAILED, True
+        else:
+            task.state = TaskState.DELAYED if pause_s else TaskState.QUEUED
 
     # -- moves
 
@@ -170,7 +185,7 @@ class Tasks(RuleBasedStateMachine):
     def release(self, lease: Lease) -> None:
         if self.is_live(lease):
             self.do(self.book.release(*lease, "worker died"))
-            self.lose(self.known[lease[0]])
+            self.lose(lease[0])
 
     @rule(task_id=tasks)
     def cancel(self, task_id: str) -> None:
@@ -178,6 +193,41 @@ class Tasks(RuleBasedStateMachine):
         task = self.known[task_id]
         if not task.state.is_final:
             task.state = TaskState.CANCELLED
+
+    @rule(task_id=tasks)
+    def pause(self, task_id: str) -> None:
+        task = self.known[task_id]
+        if task.state.is_final:
+            with pytest.raises(InvalidTransition):
+                self.do(self.book.pause(task_id))
+        elif task.state is TaskState.LEASED and not task.can_go_on:
+            with pytest.raises(NotResumable):
+                self.do(self.book.pause(task_id))
+        else:
+            self.do(self.book.pause(task_id))
+            task.state = TaskState.PAUSED
+
+    @rule(task_id=tasks)
+    def resume(self, task_id: str) -> None:
+        task = self.known[task_id]
+        if task.state.is_final:
+            with pytest.raises(InvalidTransition):
+                self.do(self.book.resume(task_id))
+            return
+        self.do(self.book.resume(task_id))
+        if task.state is TaskState.PAUSED:
+            task.state = TaskState.QUEUED
+
+    @rule(task_id=tasks)
+    def requeue(self, task_id: str) -> None:
+        task = self.known[task_id]
+        if task.state.is_final and not task.is_dead:
+            with pytest.raises(InvalidTransition):
+                self.do(self.book.requeue(task_id))
+            return
+        self.do(self.book.requeue(task_id))
+        if task.is_dead:
+            task.state, task.is_dead, task.num_lost = TaskState.QUEUED, False, 0
 
     @rule(lease=consumes(leases))
     def write_with_an_older_fence(self, lease: Lease) -> None:
@@ -202,13 +252,15 @@ class Tasks(RuleBasedStateMachine):
         self.clock.advance(seconds)
         self.do(self.book.sweep())
         now = self.clock.now()
-        for task in self.known.values():
+        for task_id, task in self.known.items():
             if task.state.is_final:
                 continue
             if task.deadline_at is not None and task.deadline_at <= now:
                 task.state = TaskState.EXPIRED
             elif task.state is TaskState.LEASED and task.expires_at <= now:
-                self.lose(task)
+                self.lose(task_id)
+            elif task.state is TaskState.DELAYED and task.due_at <= now:
+                task.state = TaskState.QUEUED
 
     @rule()
     def restart(self) -> None:

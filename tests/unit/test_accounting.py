@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from scheduler import moves
+from scheduler.flow import DEFAULT_CLASS, Tenant
 from scheduler.stores.base import Transaction
 from scheduler.task import Grant, Task
 from scheduler.testing.tasks import MODEL, chunk, memory_transaction, problems, rules, submission
@@ -45,7 +46,7 @@ def test_a_claim_is_charged_with_the_estimate_and_settled_with_what_was_used(
     moves.succeed(tx, RULES, "t1", 1, {}, NOW)
 
     assert service(tx) == {"ann": 5 + 2 * 3}
-    assert tx.flow(MODEL, "ann").virtual_time == 11_000
+    assert tx.flow(MODEL, DEFAULT_CLASS, "ann").virtual_time == 11_000
 
 
 def test_output_beyond_the_estimate_is_charged_as_it_comes(tx: Transaction) -> None:
@@ -73,7 +74,7 @@ def test_a_lost_attempt_costs_what_it_journalled_and_the_next_does_not_pay_it_ag
     moves.succeed(tx, RULES, "t1", 2, {}, NOW)
 
     assert service(tx) == {"ann": 13}
-    assert tx.flow(MODEL, "ann").virtual_time == 13_000
+    assert tx.flow(MODEL, DEFAULT_CLASS, "ann").virtual_time == 13_000
 
 
 def test_an_attempt_lost_before_its_first_token_is_free(tx: Transaction) -> None:
@@ -107,9 +108,9 @@ def test_a_refund_is_exact_although_the_weight_changed(tx: Transaction) -> None:
     submit(tx)
     submit(tx, "t2")  # the flow stays active: nothing is lifted
     claim(tx)
-    assert tx.flow(MODEL, "ann").virtual_time == 25_000
-    tx.put_weight("ann", 5000)
+    assert tx.flow(MODEL, DEFAULT_CLASS, "ann").virtual_time == 25_000
+    tx.put_tenant(Tenant("ann", weight_permille=5000))
 
     moves.release(tx, RULES, "t1", 1, "worker died", NOW)
 
-    assert tx.flow(MODEL, "ann").virtual_time == 0
+    assert tx.flow(MODEL, DEFAULT_CLASS, "ann").virtual_time == 0

@@ -7,7 +7,8 @@ import pytest
 from benchmarks.engine import figures
 from benchmarks.engine.contenders.base import Run
 from benchmarks.engine.figures import Sample
-from benchmarks.engine.report import Figure, Report
+from benchmarks.engine.report import Report
+from benchmarks.report import Figure
 
 
 def run(*arrivals: list[float]) -> Run:

@@ -21,24 +21,31 @@ from scheduler.testing.tasks import MODEL, chunk, submission
 class Doubtful(base.Store):
     """A store that does what it is told and says that it did not, as often as it is asked to."""
 
+    is_shared = False
+
     def __init__(self) -> None:
         self._inner = sqlite.Store(sqlite.MEMORY)
         self.num_doubtful = self.num_unreadable = 0
-        self.is_held = asyncio.Event()
 
-    async def run(self, command: Callable[[base.Transaction], Any]) -> Any:
-        value = await self._inner.run(command)
-        if self.num_doubtful:
-            self.num_doubtful -= 1
-            await self.is_held.wait()
-            raise StoreUnavailable("whether it was written is unknown")
-        return value
+    async def run(
+        self, command: Callable[[base.Transaction], Any], then: Callable[..., None] | None = None
+    ) -> Any:
+        if not self.num_doubtful:
+            return await self._inner.run(command, then)
+        self.num_doubtful -= 1
+        await self._inner.run(command)
+        error = StoreUnavailable("whether it was written is unknown")
+        if then is not None:
+            then(None, error)
+        raise error
 
     async def read(self, query: Callable[[base.Transaction], Any]) -> Any:
         if self.num_unreadable:
             self.num_unreadable -= 1
             raise StoreUnavailable("cannot be read")
         return await self._inner.read(query)
+
+    def listen(self, listener: Callable[[base.News | None], None]) -> None: ...
 
     async def close(self) -> None:
         await self._inner.close()
@@ -49,7 +56,6 @@ class Stage:
 
     def __init__(self) -> None:
         self.store = Doubtful()
-        self.store.is_held.set()
         self.book = TaskBook(self.store, ManualClock(), lease_ttl_s=10)
         self.heard: list[str] = []
 
@@ -131,19 +137,25 @@ async def test_a_watcher_that_has_begun_outlives_a_store_that_cannot_be_read(
     assert stage.heard[1:] == ["0", "1", "end"]
 
 
-async def test_a_refusal_whose_caller_went_away_is_no_unheard_error(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    ("error", "num_unheard"), [(StoreUnavailable("the disk is full"), 0), (LookupError("a bug"), 1)]
+)
+async def test_of_errors_whose_caller_went_away_only_bugs_are_reported(
+    error: Exception, num_unheard: int
+) -> None:
     unheard: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
-    stage.store.num_doubtful = 1
-    stage.store.is_held.clear()
-    leaving = asyncio.create_task(stage.append(1))
-    while stage.store.num_doubtful:
-        await asyncio.sleep(0)
+    store = sqlite.Store(sqlite.MEMORY)
 
+    def fail(tx: base.Transaction) -> None:
+        raise error
+
+    leaving = asyncio.create_task(store.run(fail))
+    await asyncio.sleep(0)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
-    stage.store.is_held.set()
-    await stage.append(1)
+    await store.run(lambda tx: None)
     gc.collect()
 
-    assert not unheard
+    assert [context["exception"] for context in unheard] == [error] * num_unheard
+    await store.close()

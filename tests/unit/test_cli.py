@@ -14,8 +14,8 @@ from scheduler.cli import app, main
 
 COMMANDS = [
     "up", "control", "runner", "node", "archive",
-    "generate", "submit", "status", "watch", "cancel",
-    "models", "workers", "scale", "weight",
+    "generate", "submit", "status", "watch", "cancel", "pause", "resume", "dead", "requeue",
+    "models", "workers", "scale", "weight", "purge", "tenants", "keys", "classes", "costs",
 ]  # fmt: skip
 
 

@@ -51,6 +51,22 @@ def test_a_person_is_told_once_a_silence() -> None:
     ]
 
 
+def test_who_is_told_when_to_come_back_comes_back_then() -> None:
+    waiter = Waiter(60)
+
+    assert waiter.patience.pause("full", at_least_s=5.0)
+
+    assert waiter.pauses == [pytest.approx(5.1)]
+
+
+def test_who_would_have_to_wait_too_long_gives_up_at_once() -> None:
+    waiter = Waiter(60)
+
+    assert not waiter.patience.pause("full", at_least_s=61.0)
+
+    assert waiter.pauses == []
+
+
 @pytest.mark.parametrize(("draw", "first"), [(0.0, 0.05), (1.0, 0.15)])
 def test_jitter_spreads_the_tries(draw: float, first: float) -> None:
     waiter = Waiter(60, draw)

@@ -118,7 +118,7 @@ def test_a_claim_expires_tasks_that_nobody_wants_any_more(tx: Transaction) -> No
 def test_a_claim_does_not_expire_without_end(
     tx: Transaction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moves, "MAX_EXPIRED", 2)
+    monkeypatch.setattr("scheduler.moves.dispatch.MAX_EXPIRED", 2)
     for number in range(5):
         submit(tx, f"t{number}", deadline_at=NOW + 1)
     submit(tx, "t9")
@@ -420,3 +420,19 @@ def test_live_leases_get_a_full_term_after_the_control_plane_was_away(tx: Transa
 
     assert moves.extend_all(tx, RULES, NOW + 100).value == 1
     assert moves.sweep(tx, RULES, NOW + 105, 10).value == []
+
+
+def test_of_classes_that_stand_equal_the_heavier_goes_first() -> None:
+    with memory_transaction() as tx:
+        given = rules()
+        for number in range(3):
+            sent = submission("miner", priority_class="batch")
+            moves.submit(tx, given, sent, f"b{number}", 0.0)
+        moves.claim(tx, given, MODEL, "r", "demo__r0", 1, 0.0)
+        moves.submit(tx, given, submission("chat", priority_class="interactive"), "chat", 1.0)
+
+        parked = moves.preempt(tx, given, MODEL, 10.0).value
+        granted = moves.claim(tx, given, MODEL, "r", "demo__r0", 1, 10.0).value
+
+        assert [task.id for task in parked] == ["b0"]
+        assert [grant.task.id for grant in granted] == ["chat"]

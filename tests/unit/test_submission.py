@@ -164,18 +164,40 @@ def test_a_parsers_refusal_keeps_field_status_and_words() -> None:
 
 
 def test_options_are_split_from_the_document() -> None:
-    fields = {"prompt": "p", "stream": True, "priority": 1, "deadline_s": 3, "idempotency_key": "k"}
+    fields = {
+        "prompt": "p",
+        "stream": True,
+        "class": "batch",
+        "priority": 1,
+        "deadline_s": 3,
+        "idempotency_key": "k",
+    }
 
     document, options = split(fields)
 
     assert document == {"prompt": "p"}
-    assert options == Options(stream=True, priority=1, deadline_s=3.0, idempotency_key="k")
+    assert options == Options(
+        stream=True, priority_class="batch", priority=1, deadline_s=3.0, idempotency_key="k"
+    )
+
+
+def test_a_submission_is_in_the_class_that_was_asked_for() -> None:
+    request = GenerationRequest(prompt="p")
+
+    assert decided(request, 3).priority_class == "standard"
+    assert decided(request, 3, priority_class="batch").priority_class == "batch"
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("stream", 1),
+        ("class", None),
+        ("class", 1),
+        ("class", ""),
+        ("class", "Batch"),
+        ("class", "two words"),
+        ("class", "c" * 33),
         ("priority", True),
         ("priority", 1.0),
         ("priority", 10**400),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.flow import DEFAULT_CLASS, Band, Flow
 from scheduler.policies.virtual_time import SCALE, Policy
+from scheduler.testing.tasks import MODEL, memory_transaction
 
 COSTS = st.integers(0, 10**9)
 WEIGHTS = st.integers(1, 1_000_000)
@@ -41,4 +45,10 @@ def test_charging_in_parts_is_off_by_less_than_a_unit(first: int, more: int, wei
 def test_a_flow_that_returns_joins_the_least_of_the_active(
     own: int, least: int | None, floor: int, joined: int
 ) -> None:
-    assert Policy().join(own, least, floor) == joined
+    flow = Flow(MODEL, DEFAULT_CLASS, "ann", virtual_time=own, num_queued=1)
+    band = Band(MODEL, DEFAULT_CLASS, virtual_floor=floor)
+    with memory_transaction() as tx:
+        if least is not None:
+            tx.put_flow(replace(flow, tenant="bob", virtual_time=least))
+
+        assert Policy().join(tx, flow, band) == (replace(flow, virtual_time=joined), band)

@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from scheduler.clock import ManualClock
 from scheduler.errors import InvalidRequest, TaskNotFound
+from scheduler.operations import Operations, TenantChange
 from scheduler.result.stream import MAILBOX_SIZE
 from scheduler.stores.sqlite import Store
 from scheduler.task import Grant, Task, TaskError, TaskEvent
@@ -193,7 +194,7 @@ async def test_a_watcher_that_leaves_is_forgotten(stage: Stage) -> None:
 
     await events.aclose()
 
-    assert repr(stage.book._watchers) == "<Watchers tasks=0 watchers=0>"
+    assert repr(stage.book.ledger.watchers) == "<Watchers tasks=0 watchers=0>"
 
 
 async def test_watchers_hear_of_a_move_whose_caller_went_away(stage: Stage) -> None:
@@ -209,7 +210,7 @@ async def test_watchers_hear_of_a_move_whose_caller_went_away(stage: Stage) -> N
 
 async def test_a_claimable_task_is_announced_on_acceptance_and_on_return(stage: Stage) -> None:
     models: list[str] = []
-    stage.book.on_queued(models.append)
+    stage.book.ledger.on_queued(models.append)
 
     await stage.submit()
     assert models == [MODEL]
@@ -220,7 +221,7 @@ async def test_a_claimable_task_is_announced_on_acceptance_and_on_return(stage: 
 
 async def test_a_repeated_submission_is_not_announced(stage: Stage) -> None:
     models: list[str] = []
-    stage.book.on_queued(models.append)
+    stage.book.ledger.on_queued(models.append)
 
     for _ in range(2):
         await stage.book.submit(submission(idempotency_key="k"))
@@ -232,21 +233,21 @@ async def test_a_repeated_submission_is_not_announced(stage: Stage) -> None:
 async def test_a_lease_that_others_ended_is_announced_with_its_holder(
     stage: Stage, end: str
 ) -> None:
-    ended: list[Task] = []
-    stage.book.on_lease_ended(ended.append)
+    ended: list[tuple[str, int, str]] = []
+    stage.book.ledger.on_lease_ended(lambda *lease: ended.append(lease))
     await stage.submit()
     leased = (await stage.claim()).task
 
     stage.clock.advance(60)
     await (stage.book.cancel(stage.id) if end == "cancel" else stage.book.sweep())
 
-    assert ended == [leased]
+    assert ended == [(leased.id, leased.fence, leased.runner)]
 
 
 @pytest.mark.parametrize("end", ["succeed", "release"])
 async def test_a_lease_that_its_holder_ended_is_not_announced(stage: Stage, end: str) -> None:
-    ended: list[Task] = []
-    stage.book.on_lease_ended(ended.append)
+    ended: list[tuple[str, int, str]] = []
+    stage.book.ledger.on_lease_ended(lambda *lease: ended.append(lease))
     await stage.submit()
     await stage.claim()
 
@@ -267,7 +268,7 @@ async def test_a_listener_that_raises_does_not_fail_the_caller(stage: Stage) -> 
     def broken(model: str) -> None:
         raise LookupError(f"no ear for {model}")
 
-    stage.book.on_queued(broken)
+    stage.book.ledger.on_queued(broken)
     await stage.submit()
 
     assert reported == [f"no ear for {MODEL}"]
@@ -286,7 +287,23 @@ async def test_a_sweep_of_many_goes_on_to_the_end(
 
 
 async def test_a_setting_out_of_range_is_refused_by_name(stage: Stage) -> None:
+    operations = Operations(stage.book.ledger, stage.book.rules.queue)
     with pytest.raises(InvalidRequest, match="weight_permille is 0; allowed are 1 to 1000000"):
-        await stage.book.set_weight("ann", 0)
+        await operations.set_tenant("ann", TenantChange(weight_permille=0))
     with pytest.raises(InvalidRequest, match="num_replicas is -1; allowed is 0 or more"):
-        await stage.book.set_desired_replicas(MODEL, -1)
+        await operations.set_desired_replicas(MODEL, -1)
+
+
+async def test_what_another_control_plane_wrote_before_is_read_first(stage: Stage) -> None:
+    await stage.submit()
+    await stage.claim()
+    events = stage.watch()
+    await anext(events)
+    elsewhere = TaskBook(stage.book.ledger.store, stage.clock, lease_ttl_s=10.0)
+
+    await elsewhere.append(stage.id, 1, [chunk(0)])
+    await stage.book.append(stage.id, 1, [chunk(1)])
+    await elsewhere.append(stage.id, 1, [chunk(2)])
+    await stage.book.succeed(stage.id, 1, {})
+
+    assert await everything(events) == ["chunk 0", "chunk 1", "chunk 2", "end succeeded"]

@@ -13,8 +13,8 @@ from benchmarks.engine.bench import Bench
 from benchmarks.engine.contenders.base import Job, Run
 from benchmarks.engine.figures import Sample, gaps, percentile
 from benchmarks.engine.measure import sample, warm_up
-from benchmarks.engine.report import Figure, percent
 from benchmarks.engine.workload import equal_prompts
+from benchmarks.report import Figure, percent
 
 NUM_STAGES = 2
 GOAL = 3.0

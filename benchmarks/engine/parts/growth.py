@@ -9,7 +9,7 @@ from __future__ import annotations
 from benchmarks.engine.bench import Bench
 from benchmarks.engine.contenders.base import Settings
 from benchmarks.engine.figures import Outcome
-from benchmarks.engine.report import percent, rate
+from benchmarks.report import percent, rate
 
 COLUMNS = ("stages", "link delay", "batch", "ms a token", "decode tok/s", "noise", "spread")
 NUM_STAGES = 2

@@ -16,8 +16,8 @@ from benchmarks.engine.contenders.base import Job
 from benchmarks.engine.figures import Outcome
 from benchmarks.engine.host import Host
 from benchmarks.engine.measure import Entry
-from benchmarks.engine.report import Figure, percent, rate
 from benchmarks.engine.workload import equal_prompts
+from benchmarks.report import Figure, percent, rate
 
 GOAL_NAIVE = 20.0
 NUM_STAGES = 2

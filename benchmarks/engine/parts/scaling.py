@@ -14,7 +14,7 @@ from statistics import fmean
 
 from benchmarks.engine.bench import Bench
 from benchmarks.engine.figures import Outcome
-from benchmarks.engine.report import Figure, percent, rate
+from benchmarks.report import Figure, percent, rate
 from handlers.pipeline.bubble import idle_share
 
 NUM_STAGES = 2

@@ -6,7 +6,7 @@ from benchmarks.engine import limits
 from benchmarks.engine.bench import Bench
 from benchmarks.engine.figures import Outcome
 from benchmarks.engine.limits import Machine
-from benchmarks.engine.report import Figure, percent, rate
+from benchmarks.report import Figure, percent, rate
 
 GOAL = 1.4
 COLUMNS = (

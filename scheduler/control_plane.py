@@ -1,0 +1,171 @@
+"""Puts a control plane together: gateway, dispatcher, sidecar and upkeep over one store."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import grpc.aio
+
+from handlers.model_config import ModelConfig
+from scheduler import interpreter, plugins, policies
+from scheduler.autoscaler.sidecar import Sidecar
+from scheduler.bulk_book import BulkBook
+from scheduler.clock import SystemClock
+from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
+from scheduler.errors import StartupError
+from scheduler.explainer import Explainer
+from scheduler.fair_queue import FairQueue
+from scheduler.gateway.front import Front
+from scheduler.gateway.grpc_tasks import attach, server_options
+from scheduler.gateway.http import open_http
+from scheduler.gateway.pressure import Pressure, free_bytes
+from scheduler.gateway.tokens import open_counter
+from scheduler.keys import Role
+from scheduler.moves import Backoff, Preemption, Rules
+from scheduler.operations import Operations
+from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
+from scheduler.settings import Settings
+from scheduler.stores import sqlite
+from scheduler.stores.base import Store
+from scheduler.task_book import TaskBook
+from scheduler.upkeep import Upkeep
+
+T = TypeVar("T")
+
+#: Seconds that gRPC calls still have once the control plane stops.
+_GRPC_GRACE_S: Final = 2.0
+
+
+@asynccontextmanager
+async def open_control(
+    settings: Settings, configs: dict[str, ModelConfig]
+) -> AsyncIterator[list[Coroutine[Any, Any, None]]]:
+    """The control plane, listening; what it yields is to be run while it is open."""
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        settings.state.mkdir(parents=True, exist_ok=True)
+        store = open_store(settings)
+        stack.push_async_callback(store.close)
+        rules = _rules(settings)
+        await store.run(functools.partial(rules.queue.adopt, models=list(configs)))
+        book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules)
+        dispatcher = Dispatcher(
+            book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
+        )
+        operations = Operations(book.ledger, rules.queue)
+        sidecar = Sidecar(configs, operations, dispatcher, reconcile_s=settings.reconcile_s)
+        counters = {name: open_counter(config) for name, config in configs.items()}
+        book.ledger.on_desired_replicas(sidecar.look_again)
+        pressure = _pressure(settings, book, store)
+        await pressure.look()
+        if settings.require_keys:
+            await check_operator(operations)
+        bulks = BulkBook(book.ledger, book.rules, book.new_id)
+        replicas = {name: config.num_replicas for name, config in configs.items()}
+        explainer = Explainer(book.ledger, book.rules, dispatcher, replicas)
+        front = Front(
+            book,
+            operations,
+            configs,
+            counters,
+            dispatcher,
+            clock,
+            bulks,
+            explainer,
+            pressure=pressure,
+            require_keys=settings.require_keys,
+        )
+        upkeep = Upkeep(book, bulks, clock, retention_s=settings.retention_s)
+        await stack.enter_async_context(_grpc(settings, front, dispatcher))
+        http = await _listen(
+            "http-port",
+            settings.http_port,
+            open_http(front, settings.host, settings.http_port, settings.max_body_bytes),
+        )
+        stack.push_async_callback(http.cleanup)
+        interpreter.settle()
+        yield [dispatcher.run(), sidecar.run(), pressure.run(), upkeep.run()]
+
+
+def _pressure(settings: Settings, book: TaskBook, store: Store) -> Pressure:
+    return Pressure(
+        book.depth,
+        functools.partial(free_bytes, settings.state),
+        max_queued=settings.max_queued,
+        # The disk of a server for several is not ours to watch.
+        min_free_disk_bytes=0 if store.is_shared else settings.min_free_disk_bytes,
+    )
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name.
+
+    Raises:
+        StartupError: it cannot be opened; says why.
+    """
+    url = settings.store.get_secret_value()
+    if not url:
+        return sqlite.Store(settings.state / "plait.sqlite")
+    try:
+        from scheduler.stores import postgres
+    except ImportError as error:
+        message = "PostgreSQL as a store needs a driver: pip install 'plait[postgres]'"
+        raise StartupError(f"{message} ({error})") from error
+    return postgres.Store(url)
+
+
+async def check_operator(operations: Operations) -> None:
+    """Refuse to lock everybody out.
+
+    Raises:
+        StartupError: keys are required, and nobody could make any.
+    """
+    keys = await operations.keys()
+    if not any(key.role is Role.OPERATOR and key.revoked_at is None for key in keys):
+        raise StartupError(
+            "keys are required (PLAIT_REQUIRE_KEYS) and there is no operator's key to make them "
+            "with: start without, run: plait keys create default --role operator, and start again"
+        )
+
+
+def _rules(settings: Settings) -> Rules:
+    """What the settings say about the life of a task."""
+    preemption = Preemption(settings.preempt_after_s, settings.preempt_slice_s)
+    return Rules(
+        FairQueue(plugins.find(policies, settings.policy).Policy()),
+        settings.lease_ttl_s,
+        settings.max_attempts,
+        Backoff(settings.retry_first_s, settings.retry_most_s),
+        preemption if settings.preempt_after_s else None,
+    )
+
+
+@asynccontextmanager
+async def _grpc(settings: Settings, front: Front, dispatcher: Dispatcher) -> AsyncIterator[None]:
+    options = dict([*SERVER_OPTIONS, *server_options(settings.max_body_bytes)])
+    server = grpc.aio.server(options=list(options.items()))
+    attach(server, front)
+    # Generated code, without types.
+    add_RunnerServiceServicer_to_server(dispatcher, server)  # type: ignore[no-untyped-call]  # generated
+    target = f"{settings.host}:{settings.grpc_port}"
+    try:
+        server.add_insecure_port(target)
+    except RuntimeError as error:
+        raise StartupError(f"cannot listen on {target} (--grpc-port): {error}") from error
+    await server.start()
+    try:
+        yield
+    finally:
+        front.close()
+        dispatcher.close()
+        await server.stop(grace=_GRPC_GRACE_S)
+
+
+async def _listen(option: str, port: int, opening: Awaitable[T]) -> T:
+    try:
+        return await opening
+    except OSError as error:
+        raise StartupError(f"cannot listen on port {port} (--{option}): {error}") from error

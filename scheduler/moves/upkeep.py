@@ -1,0 +1,65 @@
+"""What has to happen without anybody asking: deadlines, leases that ran out, pauses that are over,
+room for higher classes, and the removal of what nobody needs any more."""
+
+from __future__ import annotations
+
+from scheduler.moves.base import Outcome, Rules, gather, move
+from scheduler.moves.endings import can_go_on, expire, lose, park
+from scheduler.stores.base import Transaction
+from scheduler.task import Task, TaskState
+
+
+def sweep(tx: Transaction, rules: Rules, now: float, limit: int) -> Outcome[list[Task]]:
+    """Expire tasks whose deadline has passed, release leases that ran out, and queue tasks whose
+    pause is over; up to ``limit`` in all."""
+    outcomes = [expire(tx, rules, task, now) for task in tx.past_deadline(now, limit)]
+    for task in tx.expired_leases(now, limit - len(outcomes)):
+        reason = f"lease ran out: nothing was heard of it for {rules.lease_ttl_s:g} s"
+        outcomes.append(lose(tx, rules, task, reason, now, is_unasked=True))
+    for task in tx.due(now, limit - len(outcomes)):
+        outcomes.append(move(tx, rules, task, TaskState.QUEUED, now))
+    return gather(outcomes)
+
+
+def extend_all(tx: Transaction, rules: Rules, now: float) -> Outcome[int]:
+    """Give every live lease a full term."""
+    return Outcome(tx.extend_leases(now + rules.lease_ttl_s))
+
+
+def preempt(tx: Transaction, rules: Rules, model: str, now: float) -> Outcome[list[Task]]:
+    """Park work of lower classes when it is a higher one's turn and that has waited long enough.
+
+    Whose turn it is says the fair queue, so a lower class is not parked below the share that its
+    weight guarantees. What has been computed least is parked first: it costs least to go on with.
+    """
+    preemption = rules.preemption
+    head = rules.queue.head(tx, model) if preemption is not None else None
+    if preemption is None or head is None or now - head.queued_at < preemption.after_s:
+        return Outcome([])
+    weights = tx.class_weights()
+    mine = weights.get(head.priority_class, 0)
+    victims = [
+        task
+        for task in tx.leases_of(model)
+        if weights.get(task.priority_class, 0) < mine
+        and task.leased_at is not None
+        and now - task.leased_at >= preemption.slice_s
+        and can_go_on(task)
+    ]
+    if not victims:
+        return Outcome([])
+    least = min(victims, key=lambda task: (weights.get(task.priority_class, 0), _context(task)))
+    reason = f"parked to make room for {head.priority_class} work of tenant {head.tenant}"
+    parked = park(tx, rules, least, reason, now)
+    rules.queue.give_way(tx, least, head)
+    return gather([parked])
+
+
+def purge(tx: Transaction, finished_before: float, limit: int) -> int:
+    """Remove tasks that ended before a moment, with all that belongs to them; how many."""
+    return tx.delete_finished(finished_before, limit)
+
+
+def _context(task: Task) -> int:
+    """Tokens that are computed again when it goes on."""
+    return task.prompt_cost + task.num_tokens

@@ -1,0 +1,38 @@
+"""One transaction of a store, as commands and queries see it: the statements over a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scheduler.stores import base
+from scheduler.stores._connection import Connection
+from scheduler.stores._flows_sql import Flows
+from scheduler.stores._others_sql import Others
+from scheduler.stores._tasks_sql import Tasks
+
+
+class Transaction(Others, Flows, base.Transaction):
+    """The statements, on one connection."""
+
+    def __init__(self, db: Connection, tell: Callable[[base.News], None] | None = None) -> None:
+        """``tell`` is given what other processes should hear of; None: there are none."""
+        Tasks.__init__(self)
+        Flows.__init__(self)
+        self._db = db
+        self._tell = tell
+
+    def begin(self) -> None:
+        super().begin()
+        self._known.begin()
+
+    def undo(self) -> None:
+        super().undo()
+        self._undo_tasks()
+
+    def forget(self) -> None:
+        super().forget()
+        self._forget_tasks()
+
+    def tell(self, news: base.News) -> None:
+        if self._tell is not None:
+            self._tell(news)
