@@ -36,26 +36,38 @@ class Outbox:
 
     def __init__(self) -> None:
         self._answers: dict[str, list[Answer]] = {}
+        #: Of each open request: which of those that had its id it is.
+        self._tickets: dict[str, int] = {}
+        self._num_opened = 0
         self._news = threading.Condition()
 
     def __repr__(self) -> str:
         return f"<Outbox open={len(self._answers)}>"
 
-    def open(self, request_id: str) -> None:
-        """Begin to keep answers for a request."""
+    def open(self, request_id: str) -> int:
+        """Begin to keep answers for a request.
+
+        Returns:
+            A ticket for :meth:`put`: ids are used again, tickets are not.
+        """
         with self._news:
+            self._num_opened += 1
             self._answers[request_id] = []
+            self._tickets[request_id] = self._num_opened
+            return self._num_opened
 
     def drop(self, request_id: str) -> None:
         """Forget a request and what it has; one that is not open is ignored."""
         with self._news:
             self._answers.pop(request_id, None)
+            self._tickets.pop(request_id, None)
 
-    def put(self, request_id: str, answers: Iterable[Answer]) -> None:
-        """Add answers; they are thrown away when the request is not open."""
+    def put(self, request_id: str, answers: Iterable[Answer], ticket: int | None = None) -> None:
+        """Add answers; they are thrown away when the request is not open, or when a ``ticket`` is
+        given and its id is another request's by now."""
         with self._news:
             kept = self._answers.get(request_id)
-            if kept is None:
+            if kept is None or ticket not in (None, self._tickets[request_id]):
                 return
             for answer in answers:
                 _append(kept, answer)
@@ -68,7 +80,7 @@ class Outbox:
             if not answers:
                 return []
             if is_final(answers[-1]):
-                del self._answers[request_id]
+                del self._answers[request_id], self._tickets[request_id]
             else:
                 self._answers[request_id] = []
             return answers

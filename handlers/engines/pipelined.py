@@ -77,12 +77,12 @@ class Engine(base.Engine):
 
     def submit(self, request_id: str, request: Request) -> None:
         wanted = generation_of(request)
-        start = self._read(request_id, wanted)
-        self._outbox.open(request_id)
-        if start.completion.finish is not None:
-            self._outbox.put(request_id, [start.completion.finish])
+        completion, sequences = self._read(request_id, wanted)
+        ticket = self._outbox.open(request_id)
+        if completion.finish is not None:
+            self._outbox.put(request_id, [completion.finish])
             return
-        self._driver.tell(start)
+        self._driver.tell(Start(request_id, ticket, sequences, completion))
 
     def cancel(self, request_id: str) -> None:
         self._outbox.drop(request_id)
@@ -99,7 +99,9 @@ class Engine(base.Engine):
         self._driver.tell(Stop())
         self._thread.join(_CLOSE_WITHIN_S)
 
-    def _read(self, request_id: str, request: GenerationRequest) -> Start:
+    def _read(
+        self, request_id: str, request: GenerationRequest
+    ) -> tuple[Completion, tuple[Sequence, ...]]:
         """What the driver needs to begin.
 
         Raises:
@@ -115,7 +117,7 @@ class Engine(base.Engine):
             if not completion.has_ended(index):
                 token_ids = [*prompt, *request.generated_of(index)]
                 sequences.append(Sequence(request_id, index, token_ids, len(prompt), how))
-        return Start(request_id, tuple(sequences), completion)
+        return completion, tuple(sequences)
 
     def _work(self) -> None:
         try:

@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 #: Seconds the loop sleeps at most; commands and results wake it.
 _SLEEP_S: Final = 0.25
 
-Emit = Callable[[str, Iterable[Chunk | Finish | Failure]], None]
+#: Takes a request's id, what is new of it, and its ticket.
+Emit = Callable[[str, Iterable[Chunk | Finish | Failure], int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Start:
     """Work on a request from now on: one sequence for each of its answers that has not ended."""
 
     request_id: str
+    #: Goes with everything that is emitted for it: a later request may have the same id.
+    ticket: int
     sequences: tuple[Sequence, ...]
     completion: Completion
 
@@ -158,13 +161,14 @@ class Driver:
             self._fault(sequence, draw.fault)
             return
         self._docket.grew(sequence)
-        completion = self._open[sequence.request_id].completion
+        start = self._open[sequence.request_id]
+        completion = start.completion
         news = completion.add(sequence.index, draw)
         if completion.has_ended(sequence.index):
             self._remove(sequence)
         if completion.finish is not None:
             del self._open[sequence.request_id]
-        self._emit(sequence.request_id, news)
+        self._emit(sequence.request_id, news, start.ticket)
 
     def _be_ready(self, ready: Ready) -> None:
         waiting: Iterable[Sequence] = ()
@@ -201,9 +205,10 @@ class Driver:
 
     def _fail(self, request_id: str, reason: str) -> None:
         logger.error("request_isolated request_id=%s reason=%s", request_id, reason)
+        ticket = self._open[request_id].ticket
         self._forget(request_id)
         message = f"the engine failed {MAX_FAULTS} times at this request: {reason}"
-        self._emit(request_id, [Failure(500, message)])
+        self._emit(request_id, [Failure(500, message)], ticket)
 
     def _forget(self, request_id: str) -> None:
         if (start := self._open.pop(request_id, None)) is not None:

@@ -30,11 +30,9 @@ class Pace:
         """``chunk``: most tokens of a step. ``gap_factor``: most of a decode cycle it may take."""
         self._chunk, self._gap_factor = chunk, gap_factor
         self._num_stages = num_stages
-        self._budgets = [
-            budget
-            for budget in (_NARROWEST << power for power in range(chunk.bit_length()))
-            if budget < chunk
-        ] + [chunk]
+        powers = [_NARROWEST << power for power in range(chunk.bit_length())]
+        halves = sorted([*powers, *(power + power // 2 for power in powers)])
+        self._budgets = [budget for budget in halves if budget < chunk] + [chunk]
         self.forget()
 
     def forget(self) -> None:

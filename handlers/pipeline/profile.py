@@ -10,7 +10,7 @@ does. Neighbours on the machine only ever make a step slower, so of all turns th
 What is slow has fewer turns. All stages of a replica measure at the same time: they will also
 work at the same time.
 
-It reads no weights of the model, and takes one to two seconds.
+It reads no weights of the model, and takes one to three seconds.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ ROWS: Final = (1, 4, 16)
 PREFILL_CHUNK: Final = 32
 #: Seconds of turns. Building the pieces comes on top, and the first turn if it is slower.
 BUDGET_S: Final = 0.8
-#: Bytes of weights of a piece: together the pieces exceed the caches.
-PIECE_BYTES: Final = 48 << 20
+#: Bytes of weights of a piece: as little of it stays in a cache as of a stage, also where the last
+#: level has hundreds of megabytes. A third of this made a head look half as slow as it is.
+PIECE_BYTES: Final = 128 << 20
 MAX_COPIES: Final = 8
 _MAX_TURNS: Final = 30
 #: Positions that a timed step attends to.

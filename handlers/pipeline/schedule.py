@@ -297,7 +297,10 @@ class Schedule:
         start = min(behind, key=lambda sequence: sequence.arrival).num_cached
         if not decoding:
             return self._pace.fill(sum(each.num_missing for each in behind), start)
-        return self._pace.beside(self._lanes.cycle_s(len(decoding)), start, most)
+        # The gap to keep short is the one that all will have: few that decode have a shorter one,
+        # and held to it many prompts would be computed in the least efficient pieces.
+        cycle_s = self._lanes.cycle_s(min(len(decoding) + len(behind), self._shape.max_rows))
+        return self._pace.beside(cycle_s, start, most)
 
     def _send(self, shares: list[Share], width: int = 0, *, is_decode: bool = False) -> Step:
         self._num_issued += 1

@@ -76,14 +76,14 @@ def test_the_form_that_clearly_wins_is_chosen(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(choice, "_seconds", lambda ways, _: [_times(way[0], times) for way in ways])
     weight = torch.zeros(4097, 1024, dtype=torch.bfloat16)
 
-    assert choice.choose(weight) is HalfWeights
+    assert choice.choose(weight, weight.nbytes) is HalfWeights
 
 
 def test_a_form_that_hardly_wins_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"linear": 1.0, OneDNN: 0.95}
     monkeypatch.setattr(choice, "_seconds", lambda ways, _: [_times(way[0], times) for way in ways])
 
-    assert choice.choose(torch.zeros(4098, 1024)) is None
+    assert choice.choose(torch.zeros(4098, 1024), 1 << 24) is None
 
 
 def _times(product: Any, times: dict[Any, float]) -> list[float]:

@@ -109,7 +109,7 @@ def test_what_is_not_said_of_the_engine_has_a_default():
         True,
         None,
     )
-    assert (model.gap_factor, model.prefix_cache, model.resume) == (1.5, True, "fast")
+    assert (model.gap_factor, model.prefix_cache, model.resume) == (2.0, True, "fast")
     assert (model.kernels, model.compiles, model.quantize) == ("auto", False, "none")
     assert model.engine_options == {}
 

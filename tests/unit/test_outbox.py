@@ -25,6 +25,18 @@ def test_answers_are_taken_once_and_in_order() -> None:
     assert outbox.take("a") == []
 
 
+def test_what_comes_late_for_a_dropped_request_is_not_given_to_the_next_of_its_id() -> None:
+    outbox = Outbox()
+    first = outbox.open("a")
+    outbox.drop("a")
+    second = outbox.open("a")
+
+    outbox.put("a", [Chunk((1,), "late")], first)
+    outbox.put("a", [Chunk((2,), "own")], second)
+
+    assert outbox.take("a") == [Chunk((2,), "own")]
+
+
 def test_adjacent_chunks_become_one() -> None:
     outbox = opened("a")
     outbox.put("a", [Chunk((1,), "x")])

@@ -28,20 +28,26 @@ FORMS: Final[tuple[type[Form], ...]] = (OneDNN, HalfWeights)
 ROWS: Final = (1, 4, 8, 16)
 #: The most bytes of a matrix that are tried.
 MAX_TRIED_BYTES: Final = 32 << 20
-#: Bytes that do not stay in a cache from one product to the next, as a stage's would not.
-UNCACHED_BYTES: Final = 64 << 20
+#: Most bytes of weights that are gone through, so that they stay in a cache from one product to
+#: the next no more than the stage's own would; last-level caches of hundreds of megabytes exist.
+MAX_FOOTPRINT_BYTES: Final = 256 << 20
 #: A form is taken when it needs at most this share of the plain product's time.
 WORTHWHILE_RATIO: Final = 0.9
-_REPETITIONS: Final = 12
+_REPETITIONS: Final = 5
 
 Product = Callable[[Tensor], Tensor]
 
 
-def choose(weight: Tensor) -> type[Form] | None:
-    """The form for matrices like ``weight`` [out, in]; None: they stay as they are."""
+def choose(weight: Tensor, num_bytes: int) -> type[Form] | None:
+    """The form for matrices like ``weight`` [out, in]; None: they stay as they are.
+
+    ``num_bytes``: of all the weights that a step goes through.
+    """
     out, width = weight.shape
-    tried = max(1, min(out, MAX_TRIED_BYTES // (width * weight.element_size())))
-    return _choose(tried, width, weight.dtype, torch.get_num_threads())
+    row_bytes = width * weight.element_size()
+    tried = max(1, min(out, MAX_TRIED_BYTES // row_bytes))
+    num_copies = -(-min(num_bytes, MAX_FOOTPRINT_BYTES) // (tried * row_bytes))
+    return _choose(tried, width, weight.dtype, num_copies, torch.get_num_threads())
 
 
 def available(weight: Tensor) -> type[Form] | None:
@@ -58,9 +64,10 @@ def _kept(form: type[Form], weight: Tensor) -> Form | None:
 
 # A process that measures its parts before it builds its stage should not choose twice.
 @functools.lru_cache(maxsize=16)
-def _choose(out: int, width: int, dtype: torch.dtype, _num_threads: int) -> type[Form] | None:
+def _choose(
+    out: int, width: int, dtype: torch.dtype, num_copies: int, _num_threads: int
+) -> type[Form] | None:
     weight = torch.randn(out, width).to(dtype)
-    num_copies = -(-UNCACHED_BYTES // weight.nbytes)
     copies = [weight, *(weight.clone() for _ in range(num_copies - 1))]
     plain = [functools.partial(functional.linear, weight=copy) for copy in copies]
     kept = {

@@ -55,8 +55,12 @@ def _pack(parts: StageModel, kernels: str) -> str:
     places = _places(parts, kernels)
     if kernels == "plain" or not places:
         return "plain"
-    weight, _ = matrix_of(_commonest([module for *_, module in places]))
-    form = choice.choose(weight) if kernels == "auto" else choice.available(weight)
+    modules = [module for *_, module in places]
+    weight, _ = matrix_of(_commonest(modules))
+    if kernels == "auto":
+        form = choice.choose(weight, sum(_weight(module).nbytes for module in modules))
+    else:
+        form = choice.available(weight)
     if form is None:
         if kernels == "packed":
             raise ValueError(
