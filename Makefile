@@ -13,7 +13,7 @@ SEEDS   ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev run test check unit integration acceptance format lint types layers proto \
-        packaging simulate bench-engine bench-queue bench-fairness ci clean
+        packaging simulate bench-engine bench-queue bench-fairness bench-bulk ci clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -94,6 +94,9 @@ bench-queue: $(BENCH)  ## the task queue beside others, on the same task; ARGS=-
 
 bench-fairness: $(BENCH)  ## a light tenant beside one that floods, and a picture of it
 	$(BIN)/python -m benchmarks.fairness $(ARGS)
+
+bench-bulk: $(SERVE)  ## a bulk of 100,000 inputs through the gateway, and those who come beside it
+	$(BIN)/python -m benchmarks.bulk $(ARGS)
 
 clean:  ## remove the environment, built archives and state
 	rm -rf $(VENV) .plait .bench build dist *.egg-info archives/*__r*

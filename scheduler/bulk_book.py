@@ -20,7 +20,7 @@ from scheduler.stores.base import Transaction
 from scheduler.task import JournalChunk, Submission, Task, TaskState
 
 #: Inputs that one command accepts, and tasks that one command cancels.
-BATCH = 200
+BATCH = 100
 #: Seconds a bulk may stay open; then nobody will close it.
 OPEN_FOR_S = 24 * 3600.0
 #: Outcomes read at once: so many tasks, fewer when they hold more chunks than this together.

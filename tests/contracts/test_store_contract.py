@@ -563,31 +563,6 @@ async def test_text_is_ordered_by_its_bytes_as_in_python(store: Store) -> None:
     )
 
 
-async def test_what_waits_in_a_band_is_counted_up_to_a_virtual_time(store: Store) -> None:
-    # A task of cost 10 is 10,000 of virtual time at the ordinary weight, 5,000 at twice that.
-    ann = flow("ann", virtual_time=100_000, num_queued=1, queued_cost=10)
-    flows = [
-        ann,
-        flow("bob", virtual_time=80_000, num_queued=9, queued_cost=90),
-        flow("eve", virtual_time=95_000, num_queued=9, queued_cost=90),
-        flow("joe", virtual_time=100_000, num_queued=9, queued_cost=90),
-        flow("sue", virtual_time=0, num_queued=9, queued_cost=90, is_held=True),
-    ]
-
-    def command(tx: Transaction) -> None:
-        tx.put_tenant(Tenant("eve", weight_permille=2000))
-        for each in flows:
-            tx.put_flow(each)
-
-    await store.run(command)
-
-    assert await store.read(lambda tx: tx.waiting(MODEL, DEFAULT_CLASS)) == Ahead(28, 280, 4)
-    below = await store.read(lambda tx: tx.waiting_below(ann, 100_000))
-    assert below == Ahead(3, 30, 2)
-    as_far = await store.read(lambda tx: tx.waiting_below(ann, 20_000, is_relative=True))
-    assert as_far == Ahead(2 + 4 + 2, 80, 3)
-
-
 async def test_what_was_accepted_before_is_counted_by_flow(store: Store) -> None:
     mine = task("t5")
     await add(

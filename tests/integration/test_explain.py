@@ -59,7 +59,8 @@ async def test_a_task_that_waits_is_told_what_is_ahead(
     await submit(http_idle)
     await submit(http_idle, **{"class": "interactive"})
     other = {"X-Plait-Tenant": "a"}
-    await http_idle.post("/v1/tasks", json=TASK, headers=other)
+    async with http_idle.post("/v1/tasks", json=TASK, headers=other) as accepted:
+        assert accepted.status == 202
     task_id = await submit(http_idle)
 
     told = await explain(http_idle, task_id)
@@ -104,9 +105,9 @@ async def test_the_story_of_a_task_that_ended(
 async def test_a_task_is_explained_to_its_tenant_alone(http: aiohttp.ClientSession) -> None:
     task_id = await submit(http)
 
-    answer = await http.get(f"/v1/tasks/{task_id}/explain", headers={"X-Plait-Tenant": "other"})
-
-    assert answer.status == 404
+    other = {"X-Plait-Tenant": "other"}
+    async with http.get(f"/v1/tasks/{task_id}/explain", headers=other) as answer:
+        assert answer.status == 404
 
 
 async def test_the_stream_explains_while_a_task_waits(
@@ -120,6 +121,7 @@ async def test_the_stream_explains_while_a_task_waits(
     second = await _event(answer)
     await idle.book.cancel(task_id)
     last = await _event(answer)
+    answer.close()
 
     assert [event["event"] for event in (*first, second, last)] == [
         "state", "explain", "explain", "end",

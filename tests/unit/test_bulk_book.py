@@ -173,5 +173,5 @@ async def test_cancelling_goes_batch_by_batch_to_the_end(
 
 
 async def test_more_than_a_batch_at_once_is_a_bug_of_the_caller(books: Books) -> None:
-    with pytest.raises(ValueError, match="at most 200"):
-        await books.bulks.extend("b", 0, inputs("b", 0, 201))
+    with pytest.raises(ValueError, match="at most 100"):
+        await books.bulks.extend("b", 0, inputs("b", 0, 101))

@@ -18,6 +18,7 @@ FACTS = Facts(
     worker="pool of threads, acks late",
     recovery="redelivered after the visibility timeout, 3600 s",
     packages=("celery", "kombu", "redis"),
+    more_slots=(64,),
 )
 serve = servers.redis
 

@@ -24,6 +24,7 @@ FACTS = Facts(
     worker="threads",
     recovery="nothing: its row was deleted when it was taken",
     packages=("huey",),
+    more_slots=(64,),
 )
 serve = base.nothing
 

