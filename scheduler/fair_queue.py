@@ -214,17 +214,25 @@ class FairQueue:
         self._charge_band(tx, flow, class_price - task.charged_class_time)
         self.regulate(tx, task.tenant)
 
-    def give_way(self, tx: Transaction, parked: Task, head: Task) -> None:
-        """A task was parked so that ``head`` of another class can go: see that it is its turn.
+    def would_give_way(self, tx: Transaction, task: Task, head: Task) -> bool:
+        """Whether it is the turn of ``head``, of another class, once the leased task is parked: its
+        class then stands where what was used has brought it. One that has been served since it
+        began to take part gets no more than its share; one that has not was lifted to where the
+        whole charge had brought the other."""
+        loser = tx.band(task.model, task.priority_class)
+        winner = tx.band(head.model, head.priority_class)
+        cost = (journalled_cost(task) - task.settled_cost) * task.cost_factor_permille // 1000
+        unused = task.charged_class_time - _class_price(cost, tx.class_weight(task.priority_class))
+        return winner.is_fresh or winner.virtual_time <= loser.virtual_time - unused
 
-        What the parked attempt did not use was given back to its class, while that of ``head`` may
-        have been lifted to where the whole charge had brought it; the parked task would go next.
-        So it is as if that lift had been to what was used.
-        """
+    def give_way(self, tx: Transaction, parked: Task, head: Task) -> None:
+        """A task was parked so that ``head`` of another class can go: a class that has not been
+        served since it was lifted to the other is as if it had been lifted to what was used."""
         loser = tx.band(parked.model, parked.priority_class)
         winner = tx.band(head.model, head.priority_class)
-        if winner.virtual_time > loser.virtual_time:
-            tx.put_band(changed(winner, virtual_time=loser.virtual_time))
+        if winner.is_fresh and winner.virtual_time > loser.virtual_time:
+            stands_at = loser.virtual_time
+            tx.put_band(changed(winner, virtual_time=stands_at, lifted_to=stands_at))
 
     def regulate(self, tx: Transaction, tenant: str, *, has_new_limit: bool = False) -> None:
         """Hold the tenant's flows while it has as much in flight as it may."""
@@ -261,7 +269,9 @@ class FairQueue:
         band = tx.band(after.model, after.priority_class)
         if after.is_active:
             if not band.num_active:
-                band = changed(band, virtual_time=self._join_bands(tx, band))
+                stands_at = self._join_bands(tx, band)
+                lifted_to = stands_at if stands_at > band.virtual_time else None
+                band = changed(band, virtual_time=stands_at, lifted_to=lifted_to)
             after, band = self._policy.join(tx, after, band)
             tx.put_flow(after)
             tx.put_band(changed(band, num_active=band.num_active + 1, policy=self._name))

@@ -64,6 +64,13 @@ class Band:
     virtual_floor: int = 0
     #: The policy in whose units its flows are accounted for; empty: there were none yet.
     policy: str = ""
+    #: Where it was lifted to when it began to take part, until it is charged; None: not at all.
+    lifted_to: int | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it stands where it was lifted to, and has not been served since."""
+        return self.virtual_time == self.lifted_to
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def preempt(tx: Transaction, rules: Rules, model: str, now: float) -> Outcome[li
         and task.leased_at is not None
         and now - task.leased_at >= preemption.slice_s
         and can_go_on(task)
+        and rules.queue.would_give_way(tx, task, head)
     ]
     if not victims:
         return Outcome([])

@@ -272,6 +272,7 @@ class Simulation:
 
 def _row(task: Task) -> dict[str, Any]:
     return {
+        "id": task.id,
         "state": task.state.value,
         "tenant": task.tenant,
         "priority_class": task.priority_class,

@@ -75,6 +75,8 @@ class Referee:
         self.done: dict[Name, float] = defaultdict(float)
         self.charged: dict[Name, float] = defaultdict(float)
         self._active: set[Name] = set()
+        #: What each task had been charged when its last attempt began.
+        self._at_claim: dict[str, int] = {}
         self._in_flight: dict[Name, int] = {}
         #: The least weight each tenant has had: old charges were made at it.
         self._weights: dict[str, int] = defaultdict(lambda: 1000)
@@ -116,8 +118,11 @@ class Referee:
         seen = self.seen
         if is_leased and not was_leased:
             seen.charge = max(seen.charge, charged)
+            self._at_claim[after["id"]] = after["charged_cost"]
         elif was_leased:
-            seen.excess = max(seen.excess, charged)
+            # A journal that grows is charged for bit by bit: the attempt's excess is all of it.
+            excess = after["charged_cost"] - self._at_claim[after["id"]]
+            seen.excess = max(seen.excess, excess)
             seen.refund = max(seen.refund, -charged)
         done = _used(after) - _used(before)
         if was_leased and not after["num_tokens"] and after["state"] in ("cancelled", "expired"):

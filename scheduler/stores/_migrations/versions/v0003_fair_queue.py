@@ -112,6 +112,7 @@ def _flows() -> None:
         ),
         sa.Column("virtual_floor", sa.BigInteger, nullable=False),
         sa.Column("policy", sa.Text, nullable=False),
+        sa.Column("lifted_to", sa.BigInteger),
         sqlite_with_rowid=False,
     )
     op.execute("DELETE FROM pools")
@@ -126,7 +127,7 @@ def _flows() -> None:
     op.execute("UPDATE tasks SET charged_virtual_time = 0")
     op.execute(
         "INSERT INTO bands SELECT model, priority_class, 0,"
-        " SUM(CASE WHEN num_queued > 0 THEN 1 ELSE 0 END), 0, ''"
+        " SUM(CASE WHEN num_queued > 0 THEN 1 ELSE 0 END), 0, '', NULL"
         " FROM flows GROUP BY model, priority_class"
     )
     op.create_table(
