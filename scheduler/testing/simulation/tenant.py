@@ -99,7 +99,7 @@ class Client:
         document: dict[str, Any] = {"seed": rng.getrandbits(32), "max_new_tokens": count}
         if rng.random() < 0.2:
             document["n"] = 2
-        if rng.random() < 0.3:
+        if rng.random() < 0.5:
             document["has_tail"] = True
         if rng.random() < 0.05:
             document["fails_after"] = rng.randint(0, count - 1)
