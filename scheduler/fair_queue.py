@@ -74,7 +74,8 @@ class FairQueue:
         band = min(active, key=turn)
         front = self._policy.next(tx, band)
         assert front is not None, f"{band} counts flows that do not take part"
-        if most_leased is None or front.num_leased < most_leased:
+        is_small = most_leased is None or front.num_leased < most_leased
+        if is_small or not self._policy.keeps_slots:
             return _head(tx, front)
         for other in sorted(active, key=turn):
             flow = tx.next_flow(model, other.priority_class, most_leased)

@@ -45,6 +45,9 @@ class Load:
 class Policy(Protocol):
     """Chooses between the flows of a band."""
 
+    #: Whether the last slots are kept for those who come.
+    keeps_slots: bool
+
     def price(self, cost: int, weight_permille: int) -> int:
         """What ``cost`` adds to a flow of that weight; negative for a refund.
 

@@ -45,6 +45,8 @@ SCALE = 1000
 class Policy(base.Policy):
     """A ring of flows."""
 
+    keeps_slots = True
+
     def price(self, cost: int, weight_permille: int) -> int:
         return cost * SCALE
 

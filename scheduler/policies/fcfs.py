@@ -24,6 +24,8 @@ MAX_COUNTED = 10_000
 class Policy(base.Policy):
     """Order of acceptance."""
 
+    keeps_slots = False
+
     def price(self, cost: int, weight_permille: int) -> int:
         return 0
 
@@ -45,7 +47,7 @@ class Policy(base.Policy):
         return band
 
     def may_overtake(self, tx: Transaction, front: Flow, flow: Flow) -> bool:
-        return True
+        return False
 
     def bound(self, load: Load) -> dict[str, float] | None:
         return None

@@ -46,6 +46,8 @@ SCALE = 1000
 class Policy(base.Policy):
     """Weighted virtual time with lift."""
 
+    keeps_slots = True
+
     def price(self, cost: int, weight_permille: int) -> int:
         return cost * 1000 * SCALE // weight_permille
 

@@ -126,7 +126,7 @@ def test_layers_with_more_weights_take_longer(tmp_path: Path) -> None:
 
 def test_a_large_vocabulary_takes_layers_from_the_last_stage(tmp_path: Path) -> None:
     folder = write_config(
-        tmp_path, vocab_size=60_000, hidden_size=256, intermediate_size=512, num_hidden_layers=8
+        tmp_path, vocab_size=20_000, hidden_size=256, intermediate_size=512, num_hidden_layers=8
     )
     device = Device(measure(folder, rows=(4,)).costs(4))
 
