@@ -8,12 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.postgres_server import Server
 
 # Before torch is imported anywhere: the threads of a step wait for one another, and on a machine
 # that does other work as well two of them can be ten times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A build says whether a change is sound: it tries the same examples each time. New ones are sought
+# wherever a person runs the tests.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parent.parent
 
