@@ -13,8 +13,9 @@ from typing import Final
 
 from scheduler.cluster_view import kept_slots, most_leased
 
-#: Seconds after its last grant in which a tenant counts as one that may come again.
-_WINDOW_S: Final = 300.0
+#: Seconds after its last grant in which a tenant counts as one that may come again: as long may a
+#: slot stand idle for it.
+_WINDOW_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
