@@ -31,7 +31,7 @@ def _is_whole(value: object) -> bool:
 
 def whole(low: int) -> Check:
     def check(value: object) -> str | None:
-        if _is_whole(value) and low <= value <= 2**31 - 1:  # type: ignore[operator]
+        if _is_whole(value) and low <= value <= 2**31 - 1:  # type: ignore[operator]  # checked before it
             return None
         return f"must be a whole number from {low}"
 
@@ -97,7 +97,7 @@ def boolean(value: object) -> str | None:
 def number_from(low: float) -> Check:
     def check(value: object) -> str | None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and low <= value <= 1e9:  # type: ignore[operator]
+        if is_number and low <= value <= 1e9:  # type: ignore[operator]  # checked before it
             return None
         return f"must be a number from {low:g}"
 

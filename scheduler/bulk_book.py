@@ -219,7 +219,7 @@ class BulkBook:
             async with self._one_batch:
                 now = self._ledger.clock.now()
                 ended = await self._ledger.run(
-                    lambda tx: bulks.cancel_some(tx, self._rules, bulk_id, reason, now, BATCH)  # noqa: B023  (run before the next turn)
+                    lambda tx: bulks.cancel_some(tx, self._rules, bulk_id, reason, now, BATCH)  # noqa: B023  # run before the next turn
                 )
             if len(ended) < BATCH:
                 return

@@ -239,5 +239,5 @@ class Driver:
 
 
 def _draw(document: dict[str, object]) -> Draw:
-    top = tuple((token, likelihood) for token, likelihood in document["top"])  # type: ignore[attr-defined]
-    return Draw(**{**document, "top": top})  # type: ignore[arg-type]
+    top = tuple((token, likelihood) for token, likelihood in document["top"])  # type: ignore[attr-defined]  # a stage's own
+    return Draw(**{**document, "top": top})  # type: ignore[arg-type]  # asdict of a Draw

@@ -116,7 +116,7 @@ class StageProcess:
         """Take the messages there are; wait for one if there is nothing else to do."""
         while is_patient or not self._inbox.empty():
             message = self._inbox.get()
-            self._guarded(lambda message=message: self._carry_out(message))  # type: ignore[misc]
+            self._guarded(lambda message=message: self._carry_out(message))  # type: ignore[misc]  # bound by the default
             is_patient = False
 
     def _guarded(self, work: Callable[[], None]) -> None:

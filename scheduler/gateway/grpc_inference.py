@@ -40,7 +40,7 @@ class InferenceService(InferenceAPIsServiceServicer):
 
     async def Ping(
         self,
-        request: Empty,  # noqa: ARG002 - the signature is gRPC's
+        request: Empty,  # noqa: ARG002  # the signature is gRPC's
         context: Any,
     ) -> pb.TorchServeHealthResponse:
         async with problems_as_status(context):

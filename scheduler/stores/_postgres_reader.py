@@ -59,7 +59,7 @@ class Reader:
                     raise
                 entry.error = translated(error)
                 break
-            except BaseException as error:  # noqa: BLE001  (it is the caller's, and raised there)
+            except BaseException as error:  # noqa: BLE001  # it is the caller's, and raised there
                 entry.error = translated(error)
         wire.roll_back()
         return num_done

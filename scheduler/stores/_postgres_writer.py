@@ -182,7 +182,7 @@ def _run_carefully(session: _Session, entry: Entry) -> None:
     except psycopg.errors.ReadOnlySqlTransaction:
         # No longer the server that writes: nothing of this batch's can be done here.
         raise
-    except BaseException as error:  # noqa: BLE001  (it is the caller's, and raised there)
+    except BaseException as error:  # noqa: BLE001  # it is the caller's, and raised there
         session.wire.clear()
         session.wire.send("ROLLBACK TO command")
         session.undo_command(num_news)

@@ -88,7 +88,7 @@ class Worker:
     def _answer(self, batch: Sequence[Entry]) -> None:
         try:
             self._work(batch)
-        except BaseException as error:  # noqa: BLE001  (every caller is told; nobody may hang)
+        except BaseException as error:  # noqa: BLE001  # every caller is told; nobody may hang
             refuse(batch, error)
 
     def _take(self) -> list[Entry | None]:

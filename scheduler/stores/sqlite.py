@@ -152,7 +152,7 @@ class Store(base.Store):
             self._write_transaction.begin()
             entry.value = entry.function(self._write_transaction)
             self._writer.execute("RELEASE command")
-        except BaseException as error:  # noqa: BLE001  (it is the caller's, and raised there)
+        except BaseException as error:  # noqa: BLE001  # it is the caller's, and raised there
             entry.error = _translated(error)
             self._undo_one()
 
@@ -187,7 +187,7 @@ class Store(base.Store):
         for entry in batch:
             try:
                 entry.value = entry.function(self._read_transaction)
-            except BaseException as error:  # noqa: BLE001  (it is the caller's, and raised there)
+            except BaseException as error:  # noqa: BLE001  # it is the caller's, and raised there
                 entry.error = _translated(error)
         if self._reader.in_transaction:
             self._reader.execute("ROLLBACK")

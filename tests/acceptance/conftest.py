@@ -50,7 +50,7 @@ class Reference:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
-    @functools.cache  # noqa: B019 - one instance a session, and generation is what takes time here
+    @functools.cache  # noqa: B019  # one instance a session, and generation is what takes time here
     def tokens(self, prompt: str, max_new_tokens: int, *, ignore_eos: bool = False) -> list[int]:
         """Greedy continuation by ``generate``, as token ids."""
         import torch

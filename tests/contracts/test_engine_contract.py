@@ -10,9 +10,6 @@ from typing import Any
 import psutil
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from handlers import model_config
 from handlers.engines.base import Answer, is_final
 from handlers.wire import BadRequest

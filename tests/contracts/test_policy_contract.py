@@ -78,7 +78,7 @@ class Queue:
         moves.succeed(self.tx, self.rules, task.id, task.fence, {}, self.now)
 
     def set_tenant(self, name: str, **changes: object) -> None:
-        self.tx.put_tenant(replace(self.tx.tenant(name), **changes))  # type: ignore[arg-type]
+        self.tx.put_tenant(replace(self.tx.tenant(name), **changes))
         self.rules.queue.regulate(self.tx, name, has_new_limit=True)
 
     def accounts(self) -> list[tuple[int, int]]:

@@ -9,9 +9,6 @@ from dataclasses import replace
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from handlers import resumption
 from handlers.wire import BadRequest, GenerationRequest
 from tests.contracts.engine_subjects import SHARED_DRAWS, TEXT_ENGINES, Subject

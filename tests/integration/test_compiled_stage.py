@@ -6,9 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+import torch
 
 from handlers.pipeline import kernels, surgery
 from tests.integration.staged_model import run, stages_of, tokens, write_model

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 from transformers import AutoModelForCausalLM, AutoTokenizer  # after the skip
 
 

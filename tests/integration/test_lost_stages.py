@@ -13,10 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 from transformers import LlamaConfig
 
 from handlers.pipeline import crew

@@ -70,7 +70,8 @@ def test_a_package_without_the_folder_is_named(tmp_path, monkeypatch):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """The hub's client without network and with an empty cache."""
-    constants = pytest.importorskip("huggingface_hub.constants")
+    from huggingface_hub import constants
+
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path

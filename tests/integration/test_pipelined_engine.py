@@ -8,10 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig
 
 from handlers.engines.base import Place

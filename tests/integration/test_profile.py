@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
+import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from handlers.pipeline import cache, kv_budget, plan_command, profile, surgery

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
+import torch
+import transformers
 from safetensors.torch import load_file  # after the skip
 from transformers import AutoModelForCausalLM, PretrainedConfig
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
 
 from handlers.pipeline.sampling import Sampler
 from handlers.pipeline.step import Open, Row, Sampling

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-torch = pytest.importorskip("torch")
 
 from handlers.pipeline.sampling import choice
 from handlers.pipeline.sampling.filters import Shapes, from_all, from_head

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-torch = pytest.importorskip("torch")
 
 from handlers.pipeline.sampling.noise import gumbel, key, mixed
 

@@ -8,9 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+import torch
+import transformers
 
 from handlers.pipeline import surgery
 from handlers.pipeline.lanes import LaneModel

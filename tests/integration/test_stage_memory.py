@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 import stage_memory
+import transformers
 
 from handlers.testing.random_model import write_random_model
 

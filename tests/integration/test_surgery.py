@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
+import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from handlers.pipeline import surgery

@@ -8,10 +8,6 @@ import sys
 from pathlib import Path
 
 import psutil
-import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
 
 #: Starts the engine; what is done with it follows.
 START = """

@@ -176,7 +176,7 @@ def check(simulation: Simulation, scenario: Scenario) -> None:
 @given(scenario=SCENARIOS)
 @settings(max_examples=40, deadline=None)
 def test_a_task_starts_about_when_it_was_said_to(module: object, scenario: Scenario) -> None:
-    simulation = simulate(scenario, module.Policy())  # type: ignore[attr-defined]
+    simulation = simulate(scenario, module.Policy())
 
     assert len(simulation.started_at) == scenario.num_tasks
     check(simulation, scenario)

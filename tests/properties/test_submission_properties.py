@@ -81,7 +81,7 @@ def test_what_is_stored_is_read_back_as_the_same_request(
     try:
         submission = submission_of({**fields, "temperature": temperature}, "generate")
     except InvalidRequest as error:
-        assert len(prompt.encode()) >= 64, error  # noqa: PT017 - the one reason there may be
+        assert len(prompt.encode()) >= 64, error  # noqa: PT017  # the one reason there may be
         return
 
     again = PARSERS["generate"](json.loads(json.dumps(submission.document)))

@@ -45,7 +45,7 @@ def inputs(count: int, start: int = 0, word: str = "p") -> list[Submission]:
 
 
 def extend(tx: Transaction, start: int, given: list[Submission], now: float = 1.0) -> Bulk:
-    ids = [f"t{tx.bulk('b').num_inputs:03}-{n:03}" for n in range(len(given))]  # type: ignore[union-attr]
+    ids = [f"t{tx.bulk('b').num_inputs:03}-{n:03}" for n in range(len(given))]
     return bulks.extend(tx, RULES, "b", start, given, ids, now).value
 
 

@@ -260,7 +260,7 @@ def test_joined_chunks_have_the_tokens_of_both_in_order() -> None:
     ],
 )
 def test_a_line_that_is_no_frame_is_a_value_error(line: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - any words will do
+    with pytest.raises(ValueError):  # noqa: PT011  # any words will do
         decode_frame(line)
 
 

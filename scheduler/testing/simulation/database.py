@@ -166,7 +166,7 @@ class Store(base.Store):
             value, error = None, None
             try:
                 value = await self._run(command)
-            except Exception as raised:  # noqa: BLE001  (it is the caller's, and raised there)
+            except Exception as raised:  # noqa: BLE001  # it is the caller's, and raised there
                 error = raised
             await self._pause()
             if then is not None:

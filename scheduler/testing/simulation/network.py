@@ -150,7 +150,7 @@ class Network:
         value, error = None, None
         try:
             value = await answer()
-        except Exception as raised:  # noqa: BLE001  (it is the caller's, and raised there)
+        except Exception as raised:  # noqa: BLE001  # it is the caller's, and raised there
             error = raised
         if self._faults.strike("answer lost"):
             return
