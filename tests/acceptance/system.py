@@ -13,17 +13,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import requests
 
+from tests.waiting import wait_for
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_TIMEOUT_S = 240.0
-T = TypeVar("T")
 
 
 def free_ports(count: int) -> list[int]:
@@ -32,16 +32,6 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def wait_for(what: str, look: Callable[[], T | None], timeout_s: float = 30.0) -> T:
-    """The first true value ``look`` returns; AssertionError naming ``what`` after the time-out."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if found := look():
-            return found
-        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain for {what}"
-        time.sleep(0.02)
 
 
 class System:

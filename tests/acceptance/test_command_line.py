@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.acceptance.conftest import Reference
-from tests.acceptance.system import System, wait_for
+from tests.acceptance.system import System
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
 

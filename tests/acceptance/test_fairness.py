@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.system import System, wait_for
+from tests.acceptance.system import System
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
 

@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from tests.acceptance.conftest import Reference
-from tests.acceptance.system import System, events, wait_for
+from tests.acceptance.system import System, events
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
 

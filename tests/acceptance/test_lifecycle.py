@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.acceptance.system import ROOT, System, wait_for
+from tests.acceptance.system import ROOT, System
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
 

@@ -5,10 +5,8 @@ The double is worth something only as long as it passes the same tests.
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from scheduler.torchserve import process
 from scheduler.torchserve.endpoint import Endpoint
 from scheduler.torchserve.inference import Answer, Inference, WorkerLost
 from scheduler.torchserve.management import Management, ManagementError
+from tests.waiting import until, wait_for
 
 REPLICA = "counting__r0"
 #: A worker imports torch, which takes long on a machine that is busy with other tests.
@@ -53,11 +52,12 @@ def real_torchserve(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             stderr=output,
         )
     try:
-        deadline = time.monotonic() + 60
-        while not (home / process.KEY_FILE).exists():
-            assert time.monotonic() < deadline
-            assert java.poll() is None, (home / "output.log").read_text()
-            time.sleep(0.05)
+        wait_for(
+            "TorchServe's keys or its end",
+            lambda: (home / process.KEY_FILE).exists() or java.poll() is not None,
+            60,
+        )
+        assert java.poll() is None, (home / "output.log").read_text()
         yield state
     finally:
         java.terminate()
@@ -67,13 +67,14 @@ def real_torchserve(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 async def until_answering(management: Management) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                await management.names()
-                return
-            except Unavailable:
-                await asyncio.sleep(0.1)
+    async def answers() -> bool:
+        try:
+            await management.names()
+        except Unavailable:
+            return False
+        return True
+
+    await until(answers, timeout_s=60)
 
 
 @dataclass
@@ -83,12 +84,11 @@ class Served:
     management: Management
 
     async def until_ready(self, name: str = REPLICA) -> None:
-        async with asyncio.timeout(120):
-            while True:
-                found = await self.management.describe(name)
-                if found is not None and found.is_ready:
-                    return
-                await asyncio.sleep(0.1)
+        await until(
+            lambda: self.management.describe(name),
+            lambda found: found is not None and found.is_ready,
+            timeout_s=120,
+        )
 
     async def collect(self, document: dict[str, Any], replica: str = REPLICA) -> list[Any]:
         return [frame async for frame in self.inference.stream(replica, document, 20)]
@@ -215,9 +215,7 @@ async def test_a_replica_whose_worker_died_becomes_ready_again(ready: Served) ->
     with pytest.raises(WorkerLost):
         await ready.collect({"prompt": "die", "max_new_tokens": 9})
 
-    async with asyncio.timeout(5):
-        while (await ready.management.describe(REPLICA)).is_ready:
-            await asyncio.sleep(0.01)
+    await until(lambda: ready.management.describe(REPLICA), lambda found: not found.is_ready)
     await ready.until_ready()
     assert await ready.collect({"prompt": "x", "max_new_tokens": 1})
 
@@ -247,9 +245,11 @@ async def test_closing_a_stream_frees_its_slot_within_a_second(ready: Served) ->
     async with aclosing(ready.inference.stream(REPLICA, document, 20)) as frames:
         await anext(frames)
 
-    async with asyncio.timeout(1):
-        while (await ready.collect({"input": ["a"]}))[0].document["num_live"] > 1:
-            await asyncio.sleep(0.05)
+    await until(
+        lambda: ready.collect({"input": ["a"]}),
+        lambda frames: frames[0].document["num_live"] <= 1,
+        timeout_s=1,
+    )
 
 
 async def test_keys_that_were_replaced_meanwhile_are_read_again(ready: Served) -> None:

@@ -34,6 +34,7 @@ from scheduler.operations import Operations
 from scheduler.stores.sqlite import Store
 from scheduler.task import Grant, JournalChunk, Task, TaskError
 from scheduler.task_book import TaskBook
+from tests.waiting import until
 
 DEMO = Path(__file__).resolve().parent.parent.parent / "models" / "demo"
 MAX_BODY_BYTES = 64 * 1024
@@ -250,9 +251,7 @@ class GatewaySystem:
 
     async def wait_for_words(self, task_id: str, count: int) -> None:
         """Until the task's journal holds that many chunks."""
-        async with asyncio.timeout(5):
-            while (await self.book.task(task_id)).num_chunks < count:
-                await asyncio.sleep(0.005)
+        await until(lambda: self.book.task(task_id), lambda task: task.num_chunks >= count)
 
     @property
     def url(self) -> str:
@@ -265,14 +264,10 @@ class GatewaySystem:
 
 async def ended(system: GatewaySystem, task_id: str, within_s: float = 1.0) -> Task:
     """The task once it is final; TimeoutError when it is not in time."""
-    async with asyncio.timeout(within_s):
-        while not (task := await system.book.task(task_id)).state.is_final:
-            await asyncio.sleep(0.005)
-    return task
+    return await until(
+        lambda: system.book.task(task_id), lambda task: task.state.is_final, timeout_s=within_s
+    )
 
 
 async def first_task(system: GatewaySystem) -> Task:
-    async with asyncio.timeout(5):
-        while not (tasks := await system.book.tasks()):
-            await asyncio.sleep(0.005)
-    return tasks[0]
+    return (await until(system.book.tasks))[0]

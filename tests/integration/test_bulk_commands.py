@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from scheduler.client import ApiError, Client, InputRefused, bulks
 from scheduler.operations import TenantChange
 from tests.integration.gateway_system import NUM_WORDS_HELD
 from tests.integration.threaded_gateway import Threaded
+from tests.waiting import until
 
 Plait = Callable[..., Result]
 
@@ -269,6 +269,6 @@ def test_progress_results_and_taking_back_have_commands(
 
 
 async def _until_ended(gateway: Threaded, bulk_id: str, count: int) -> None:
-    async with asyncio.timeout(5):
-        while (await gateway.system.front.bulks.progress(bulk_id)).num_ended < count:
-            await asyncio.sleep(0.005)
+    await until(
+        lambda: gateway.system.front.bulks.progress(bulk_id), lambda told: told.num_ended >= count
+    )

@@ -16,6 +16,7 @@ from scheduler.operations import TenantChange
 from scheduler.task import TaskState
 from scheduler.testing.tasks import problems
 from tests.integration.gateway_system import MAX_BODY_BYTES, GatewaySystem
+from tests.waiting import until
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -173,8 +174,7 @@ async def test_an_upload_that_breaks_off_keeps_what_was_accepted(
 
     async def body() -> AsyncIterator[bytes]:
         yield generations(25)
-        while len(await system.book.tasks()) < 20:
-            await asyncio.sleep(0.005)
+        await until(system.book.tasks, lambda tasks: len(tasks) >= 20)
         is_accepted.set()
         await asyncio.Event().wait()
 
@@ -247,9 +247,7 @@ async def test_progress_counts_inputs_by_state(
     bulk = await begin(http, generations(2) + lines(held))
     await results(http, bulk["bulk_id"], "?partial=true")
 
-    async with asyncio.timeout(5):
-        while (told := await progress(http, bulk["bulk_id"]))["num_ended"] < 2:
-            await asyncio.sleep(0.005)
+    told = await until(lambda: progress(http, bulk["bulk_id"]), lambda told: told["num_ended"] >= 2)
 
     assert told["counts"] == {"succeeded": 2, "leased": 1}
     assert (told["num_inputs"], told["num_ended"]) == (3, 2)
@@ -264,9 +262,7 @@ async def test_partial_results_are_those_there_are(
 ) -> None:
     held = {"prompt": "hold", "max_new_tokens": 5}
     bulk = await begin(http, lines(held) + generations(2))
-    async with asyncio.timeout(5):
-        while (await progress(http, bulk["bulk_id"]))["num_ended"] < 2:
-            await asyncio.sleep(0.005)
+    await until(lambda: progress(http, bulk["bulk_id"]), lambda told: told["num_ended"] >= 2)
 
     some = await results(http, bulk["bulk_id"], "?partial=true")
     rest = await results(http, bulk["bulk_id"], "?partial=true&from=2")

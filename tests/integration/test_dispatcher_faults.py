@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.integration.dispatcher_system import (
     hello,
     progress,
 )
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -45,9 +47,7 @@ async def test_of_two_hellos_that_cross_the_newer_counts(
     monkeypatch.setattr(control.book, "renew", slow_for_the_first)
     older = control.connect()
     await older.say(hello())
-    async with asyncio.timeout(5):
-        while not calls:
-            await asyncio.sleep(0.01)
+    await until(lambda: calls)
     newer = await control.welcomed()
 
     may_go_on.set()
@@ -65,9 +65,10 @@ async def test_leases_outlive_a_control_plane_that_stood_still(control: Control)
 
     control.clock.slept_s = 3600
 
-    async with asyncio.timeout(5):
-        while ((await control.book.task(task.id)).lease_expires_at or 0) < control.clock.now():
-            await asyncio.sleep(0.01)
+    await until(
+        lambda: control.book.task(task.id),
+        lambda seen: (seen.lease_expires_at or 0) >= control.clock.now(),
+    )
     await stream.say(progress(grant, 0))
     assert (await stream.hear("ack")).next_seq == 1
 
@@ -121,11 +122,10 @@ async def test_a_grant_that_cannot_be_released_does_not_keep_the_others(
     monkeypatch.setattr(control.book, "release", refuse_once)
     await control.welcomed()
 
-    async with asyncio.timeout(5):
-        while (await control.book.task(tasks[1].id)).attempt == 0:
-            await asyncio.sleep(0.01)
-        while (await control.book.task(tasks[1].id)).state is not TaskState.QUEUED:
-            await asyncio.sleep(0.01)
+    await until(
+        lambda: control.book.task(tasks[1].id),
+        lambda task: task.attempt > 0 and task.state is TaskState.QUEUED,
+    )
     assert refusals == [tasks[0].id]
 
 
@@ -202,8 +202,12 @@ async def test_a_runner_that_speaks_now_and_then_keeps_its_stream(control: Contr
     stream = await control.welcomed()
     control.dispatcher._silent_after_s = 0.3
 
-    for _ in range(10):
+    began = time.monotonic()
+
+    async def speak() -> float:
         await stream.say(heartbeat())
-        await asyncio.sleep(0.05)
+        return time.monotonic() - began
+
+    await until(speak, lambda passed_s: passed_s > 0.6, every_s=0.05)
 
     assert [node.connected for node in control.dispatcher.nodes()] == [True]

@@ -12,6 +12,7 @@ import pytest
 from scheduler.errors import StoreUnavailable
 from scheduler.gateway.http import open_http
 from tests.integration.gateway_system import GatewaySystem, ended
+from tests.waiting import until
 
 HOLD = {"prompt": "hold on", "max_new_tokens": 6, "stream": True}
 
@@ -140,9 +141,7 @@ async def test_a_task_past_its_deadline_is_told_as_504(
 ) -> None:
     body = {"prompt": "hold", "max_new_tokens": 9, "deadline_s": 0.05}
     request = asyncio.create_task(http.post("/predictions/demo", json=body))
-    async with asyncio.timeout(5):
-        while not await system.book.sweep():
-            await asyncio.sleep(0.01)
+    await until(system.book.sweep)
 
     answer = await request
 

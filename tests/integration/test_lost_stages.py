@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from handlers.pipeline import crew
 from handlers.testing.random_model import write_random_model
 from handlers.wire import Failure
 from tests.integration.replica import Replica
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(150)
 #: Seconds after which a silent stage counts as hanging, in these tests.
@@ -104,7 +105,11 @@ def test_a_stage_killed_while_idle_is_back_without_a_request(replica: Replica) -
 
     lost.kill()
 
-    wait_for(lambda: len(replica.stages()) == 3 and lost.pid != replica.stages()[2].pid)
+    wait_for(
+        "another last stage",
+        lambda: len(replica.stages()) == 3 and lost.pid != replica.stages()[2].pid,
+        60,
+    )
     assert replica.generate(**REQUESTS[0]).token_ids
 
 
@@ -113,7 +118,9 @@ def test_a_stage_that_hangs_while_idle_is_replaced_without_a_request(replica: Re
 
     lost.suspend()
 
-    wait_for(lambda: not lost.is_running() and len(replica.stages()) == 3)
+    wait_for(
+        "the stage to be back", lambda: not lost.is_running() and len(replica.stages()) == 3, 60
+    )
     assert replica.generate(**REQUESTS[0]).token_ids
 
 
@@ -209,23 +216,12 @@ def test_a_process_dies_with_its_parent(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
 
-        assert is_gone(child, within_s=10)
+        wait_for("the child's end", partial(is_gone, child), 10)
 
 
-def wait_for(is_so: Any, within_s: float = 60.0) -> None:
-    until = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def is_gone(pid: int, within_s: float) -> bool:
-    until = time.monotonic() + within_s
-    while time.monotonic() < until:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True  # dead; whoever adopted it has not looked yet
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
+def is_gone(pid: int) -> bool:
+    try:
+        # A zombie is dead; whoever adopted it has not looked yet.
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

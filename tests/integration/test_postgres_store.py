@@ -29,6 +29,7 @@ from scheduler.task import TaskState
 from scheduler.task_book import TaskBook
 from scheduler.testing.tasks import MODEL, chunk, problems, submission
 from tests.postgres_server import Server
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -246,9 +247,13 @@ async def test_nothing_is_lost_when_connections_break_all_the_time(
 ) -> None:
     hammering = asyncio.create_task(hammer([store, rival], num_rounds=10))
     num_ended = 0
-    while not hammering.done():
+
+    async def end_sessions() -> bool:
+        nonlocal num_ended
         num_ended += await asyncio.to_thread(postgres.end_sessions, postgres_url)
-        await asyncio.sleep(0.05)
+        return hammering.done()
+
+    await until(end_sessions, timeout_s=120, every_s=0.05)
 
     assert num_ended > 5
     log = await hammering

@@ -19,6 +19,7 @@ from scheduler.testing.torchserve import FakeTorchServe
 from scheduler.torchserve.archive import ArchiveError
 from scheduler.torchserve.endpoint import Endpoint
 from scheduler.torchserve.management import Management, ManagementError
+from tests.waiting import until
 
 NAME = "demo__r0"
 STATES = pb.Replica
@@ -40,12 +41,10 @@ class Kept:
 
     async def until(self, state: int | None, name: str = NAME) -> pb.Replica | None:
         """Wait until the replica is reported in a state; None: until it is not reported."""
-        async with asyncio.timeout(5):
-            while True:
-                found = {r.name: r for r in self.replicas.report()}.get(name)
-                if (found.state if found is not None else None) == state:
-                    return found
-                await asyncio.sleep(0.01)
+        return await until(
+            lambda: {r.name: r for r in self.replicas.report()}.get(name),
+            lambda found: (found.state if found is not None else None) == state,
+        )
 
     async def looks(self, count: int = 3) -> None:
         """Let some looks go by."""
@@ -227,9 +226,7 @@ async def test_a_replica_on_other_devices_is_made_anew(kept: Kept) -> None:
     before = kept.torchserve.models[NAME]
     before.device_ids = [0, 1]
 
-    async with asyncio.timeout(5):
-        while kept.torchserve.models.get(NAME, before) is before:
-            await asyncio.sleep(0.01)
+    await until(lambda: kept.torchserve.models.get(NAME, before) is not before)
 
     await kept.until(STATES.READY)
     assert kept.broken == []

@@ -14,6 +14,7 @@ from scheduler.errors import StoreUnavailable
 from scheduler.runner.service import _idle_timeout_s
 from scheduler.task import TaskState
 from tests.integration.runner_system import System, config, running_system
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -71,9 +72,7 @@ async def test_a_worker_that_falls_silent_loses_the_task(system: System, monkeyp
     await system.until_tokens(task.id, 3)
 
     system.node.torchserve.step_s = 1.0
-    async with asyncio.timeout(5):
-        while (await system.outcomes(task.id))[0] == "running":
-            await asyncio.sleep(0.05)
+    await until(lambda: system.outcomes(task.id), lambda outcomes: outcomes[0] != "running")
     system.node.torchserve.step_s = 0.005
 
     assert (await system.final(task.id)).state is TaskState.SUCCEEDED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,7 +11,8 @@ from typing import Any
 import pytest_asyncio
 
 from scheduler.task import Submission, TaskState
-from tests.integration.runner_system import REPLICA, System, running_system, until
+from tests.integration.runner_system import REPLICA, System, running_system
+from tests.waiting import until
 
 
 @pytest_asyncio.fixture
@@ -106,7 +106,7 @@ async def test_cancelling_closes_the_request_within_a_second(system: System) -> 
 
     await system.control.book.cancel(task.id)
 
-    await until(lambda: system.node.torchserve.num_running(REPLICA) == 0, 1)
+    await until(lambda: system.node.torchserve.num_running(REPLICA) == 0, timeout_s=1)
     assert (await system.final(task.id)).state is TaskState.CANCELLED
 
 
@@ -174,9 +174,9 @@ async def test_a_task_of_a_runner_that_is_gone_is_requeued_when_its_lease_ends(
 
     await system.node.vanish()
 
-    async with asyncio.timeout(5):
-        while (await system.control.book.task(task.id)).state is not TaskState.QUEUED:
-            await asyncio.sleep(0.05)
+    await until(
+        lambda: system.control.book.task(task.id), lambda seen: seen.state is TaskState.QUEUED
+    )
     assert await system.outcomes(task.id) == ["lost"]
 
 
@@ -218,7 +218,7 @@ async def test_a_restarted_torchserve_gets_its_replica_again(system: System) -> 
 
 async def test_the_node_and_its_replica_are_seen(system: System) -> None:
     with contextlib.suppress(TimeoutError):
-        await until(lambda: any(n.replicas for n in system.control.dispatcher.nodes()), 5)
+        await until(lambda: any(n.replicas for n in system.control.dispatcher.nodes()), timeout_s=5)
     task = await system.submit(tokens=3)
     await system.final(task.id)
 

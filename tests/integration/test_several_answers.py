@@ -17,6 +17,7 @@ from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc.logprobs import from_messages
 from scheduler.rpc.plait_pb2_grpc import TaskServiceStub
 from tests.integration.gateway_system import GatewaySystem
+from tests.waiting import until
 
 TWO = {"prompt": "x", "max_new_tokens": 2, "n": 2}
 LIKELY = {"logprob": -0.5, "top": [[0, -0.5]]}
@@ -67,11 +68,10 @@ async def test_a_task_shows_its_answers_and_what_a_lost_attempt_is_worth(
     assert task["resume"] == "close"
     await http.get(f"/v1/tasks/{task['task_id']}/events")
 
-    async with asyncio.timeout(5):
-        while (shown := await (await http.get(f"/v1/tasks/{task['task_id']}")).json())[
-            "state"
-        ] != "succeeded":
-            await asyncio.sleep(0.01)
+    async def show() -> Any:
+        return await (await http.get(f"/v1/tasks/{task['task_id']}")).json()
+
+    shown = await until(show, lambda shown: shown["state"] == "succeeded")
 
     assert [choice["text"] for choice in shown["output"]["choices"]] == ["0w0 0w1 ", "1w0 1w1 "]
     assert shown["output"]["choices"][1]["logprobs"][0] == LIKELY

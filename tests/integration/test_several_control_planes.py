@@ -18,6 +18,7 @@ from scheduler.task_book import TaskBook
 from scheduler.testing.tasks import MODEL, chunk, problems, submission
 from tests.integration.dispatcher_system import Stream, control_plane, finish, progress
 from tests.postgres_server import Server
+from tests.waiting import until
 
 
 class Plane:
@@ -220,6 +221,9 @@ async def _is_listening(book: TaskBook, other: Plane) -> None:
     """Wait until a book hears of what another plane does."""
     heard = asyncio.Event()
     book.ledger.store.listen(lambda news: heard.set())
-    while not heard.is_set():
+
+    async def call() -> bool:
         await Operations(other.book.ledger, other.book.rules.queue).set_desired_replicas(MODEL, 1)
-        await asyncio.sleep(0.01)
+        return heard.is_set()
+
+    await until(call)

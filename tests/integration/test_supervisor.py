@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 from scheduler.clock import SystemClock
 from scheduler.errors import StartupError
 from scheduler.supervisor import Program, Supervisor
+from tests.waiting import until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -41,12 +42,6 @@ async def running(*programs: Program) -> AsyncIterator[Supervisor]:
         yield supervisor
     finally:
         await supervisor.stop()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_killed_process_is_started_again(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from scheduler.errors import StartupError
 from scheduler.torchserve import process
 from scheduler.torchserve.endpoint import Endpoint, NotRunning
+from tests.waiting import wait_for
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(100)"
 TELLER = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
@@ -137,7 +137,4 @@ def test_a_tied_program_dies_with_whoever_started_it(tmp_path: Path) -> None:
     # The pipe's other end closes when the last of the two goes, a moment before it is a zombie.
     assert parent.stdout.read() == b""
     parent.stdout.close()
-    deadline = time.monotonic() + 10
-    while tied.is_running() and tied.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "it lives on"
-        time.sleep(0.01)
+    wait_for("its end", lambda: not tied.is_running() or tied.status() == psutil.STATUS_ZOMBIE, 10)
