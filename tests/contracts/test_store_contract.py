@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pkgutil import iter_modules
@@ -120,6 +121,29 @@ async def test_commands_run_one_after_the_other(store: Store) -> None:
 
     await asyncio.gather(*(store.run(increment) for _ in range(200)))
 
+    assert (await store.read(lambda tx: tx.tenant("ann"))).weight_permille == 1200
+
+
+async def test_commands_that_wait_together_are_committed_together(store: Store) -> None:
+    is_running, may_go_on = threading.Event(), threading.Event()
+
+    def slow(tx: Transaction) -> None:
+        is_running.set()
+        assert may_go_on.wait(10)
+
+    def add_one(tx: Transaction) -> None:
+        ann = tx.tenant("ann")
+        tx.put_tenant(replace(ann, weight_permille=ann.weight_permille + 1))
+
+    first = asyncio.ensure_future(store.run(slow))
+    await asyncio.to_thread(is_running.wait, 10)
+    waiting = [asyncio.ensure_future(store.run(add_one)) for _ in range(200)]
+    await asyncio.sleep(0)
+    before = store.num_commits
+    may_go_on.set()
+    await asyncio.gather(first, *waiting)
+
+    assert store.num_commits - before == 2
     assert (await store.read(lambda tx: tx.tenant("ann"))).weight_permille == 1200
 
 

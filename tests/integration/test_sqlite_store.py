@@ -128,25 +128,6 @@ async def test_a_closed_store_can_be_opened_again(path: Path) -> None:
     await second.close()
 
 
-async def test_commands_that_wait_together_are_committed_together(store: Store) -> None:
-    is_running, may_go_on = threading.Event(), threading.Event()
-
-    def slow(tx: Transaction) -> None:
-        is_running.set()
-        assert may_go_on.wait(10)
-
-    first = asyncio.ensure_future(store.run(slow))
-    await asyncio.to_thread(is_running.wait, 10)
-    waiting = [asyncio.ensure_future(store.run(_add_one)) for _ in range(200)]
-    await asyncio.sleep(0)
-    before = store.num_commits
-    may_go_on.set()
-    await asyncio.gather(first, *waiting)
-
-    assert store.num_commits - before == 2
-    assert await store.read(_weight) == 1200
-
-
 async def test_a_read_does_not_wait_for_the_writer(store: Store) -> None:
     is_running, may_go_on = threading.Event(), threading.Event()
 
