@@ -6,14 +6,13 @@ work begins with the first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from scheduler.records import Record
 
 #: Most inputs of one bulk.
 MAX_INPUTS = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Bulk:
+class Bulk(Record, frozen=True):
     """A bulk as it stands on disk; its progress is counted from its tasks."""
 
     #: Sortable by creation, as tasks' ids are.

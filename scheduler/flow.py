@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from scheduler.records import Record
+
 #: Weight of a tenant or a class for which nothing else was set, in thousandths.
 DEFAULT_WEIGHT_PERMILLE = 1000
 
@@ -24,8 +26,7 @@ DEFAULT_CLASS = "standard"
 BULK_CLASS = "batch"
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(Record, frozen=True):
     """A flow as it stands on disk; one that was never used is all zeros."""
 
     model: str
@@ -50,8 +51,7 @@ class Flow:
         return self.num_queued > 0 and not self.is_held
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
+class Band(Record, frozen=True):
     """A class of one model as it stands on disk."""
 
     model: str
@@ -73,8 +73,7 @@ class Band:
         return self.virtual_time == self.lifted_to
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
+class Tenant(Record, frozen=True):
     """Whom work is accounted to, as operators have set it up; None is no limit."""
 
     name: str

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from scheduler.records import Record
 
 PREFIX: Final = "plait"
 _KEY: Final = re.compile(rf"{PREFIX}_([a-z0-9]{{12}})_([A-Za-z0-9_-]{{43}})")
@@ -27,8 +28,7 @@ class Role(Enum):
     OPERATOR = "operator"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Record, frozen=True):
     """A key as the store holds it."""
 
     #: Public: shown in listings and logs.

@@ -7,7 +7,7 @@ on, at every control plane.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scheduler import keys
 from scheduler.errors import InvalidRequest, KeyNotFound
@@ -15,6 +15,7 @@ from scheduler.fair_queue import FairQueue
 from scheduler.flow import Flow, Tenant
 from scheduler.keys import Key, Role
 from scheduler.ledger import Ledger
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 
 #: A weight may be a thousandth to a thousandfold of the ordinary one; so may a cost factor.
@@ -50,7 +51,7 @@ class TenantChange:
     def applied(self, tenant: Tenant) -> Tenant:
         """The tenant with these fields set."""
         given = {name: getattr(self, name) for name in self.__slots__}
-        return replace(
+        return changed(
             tenant, **{name: v for name, v in given.items() if not isinstance(v, Unchanged)}
         )
 
@@ -108,7 +109,7 @@ class Operations:
             if tenant.cost_per_minute != before.cost_per_minute:
                 # A new allowance begins full.
                 full = float(tenant.cost_per_minute or 0)
-                tenant = replace(tenant, allowance=full, allowance_at=now)
+                tenant = changed(tenant, allowance=full, allowance_at=now)
             tx.put_tenant(tenant)
             self._queue.regulate(tx, name, has_new_limit=True)
             return tenant
@@ -133,7 +134,7 @@ class Operations:
             old = tx.key(key_id)
             if old is None or old.revoked_at is not None:
                 raise KeyNotFound(key_id)
-            tx.put_key(replace(old, revoked_at=now))
+            tx.put_key(changed(old, revoked_at=now))
             key, written = _new_key(old.tenant, old.role, old.name, now)
             tx.put_key(key)
             return key, written
@@ -149,7 +150,7 @@ class Operations:
             if key is None:
                 raise KeyNotFound(key_id)
             if key.revoked_at is None:
-                key = replace(key, revoked_at=now)
+                key = changed(key, revoked_at=now)
                 tx.put_key(key)
             return key
 

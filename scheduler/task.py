@@ -21,6 +21,7 @@ from typing import Any
 from handlers.wire import TokenLogprob
 from scheduler.errors import InvalidTransition
 from scheduler.flow import DEFAULT_CLASS
+from scheduler.records import Record
 
 
 class TaskState(Enum):
@@ -116,8 +117,7 @@ class Submission:
     bulk_index: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskError:
+class TaskError(Record, frozen=True):
     """Why a task failed, as its owner is told."""
 
     #: HTTP status that fits: below 500 the request was at fault.
@@ -127,8 +127,7 @@ class TaskError:
     field: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Record, frozen=True):
     """A task as it stands on disk."""
 
     #: Sortable by acceptance; 26 characters of Crockford base 32 (a ULID).
@@ -201,8 +200,7 @@ class Task:
         return int(self.document.get("n", 1))
 
 
-@dataclass(frozen=True, slots=True)
-class JournalChunk:
+class JournalChunk(Record, frozen=True):
     """One entry of a task's output journal."""
 
     #: From 0, without gaps.
@@ -215,8 +213,7 @@ class JournalChunk:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Record, frozen=True):
     """One claim's worth of trying."""
 
     #: From 1.

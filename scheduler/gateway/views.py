@@ -14,6 +14,7 @@ from typing import Any
 
 from handlers.model_config import ModelConfig
 from handlers.wire import logprob_document
+from scheduler import records
 from scheduler.bulk import Bulk
 from scheduler.bulk_book import InputOutcome, Progress
 from scheduler.cluster_view import NodeView
@@ -56,7 +57,7 @@ _ATTRIBUTES = {"class": "priority_class"}
 def summary(task: Task) -> dict[str, Any]:
     """A task without its input and output."""
     fields = {name: getattr(task, _ATTRIBUTES.get(name, name)) for name in SUMMARY_FIELDS}
-    error = None if task.error is None else asdict(task.error)
+    error = None if task.error is None else records.asdict(task.error)
     return {"task_id": task.id, "state": task.state.value, **fields, "error": error}
 
 
@@ -73,7 +74,7 @@ def detail(
         **outcome(task),
         "input": dict(task.document),
         "output": output(chunks, task.num_answers),
-        "attempts": [asdict(attempt) for attempt in attempts],
+        "attempts": [records.asdict(attempt) for attempt in attempts],
     }
 
 
@@ -145,7 +146,7 @@ def state(event: TaskEvent, ended: Attempt | None = None) -> dict[str, Any]:
     if event.kind == "end":
         return outcome(event.task)
     document = summary(event.task)
-    return document if ended is None else {**document, "last_attempt": asdict(ended)}
+    return document if ended is None else {**document, "last_attempt": records.asdict(ended)}
 
 
 def server_sent(event: TaskEvent, ended: Attempt | None = None) -> bytes:
@@ -223,7 +224,7 @@ def bulk(given: Bulk) -> dict[str, Any]:
     """A bulk without its progress."""
     is_cancelled = given.cancelled_at is not None
     state = "cancelled" if is_cancelled else "open" if given.closed_at is None else "closed"
-    fields = asdict(given)
+    fields = records.asdict(given)
     fields["class"] = fields.pop("priority_class")
     return {"bulk_id": fields.pop("id"), "state": state, **fields}
 
@@ -244,7 +245,7 @@ def input_outcome(given: InputOutcome, kind: str) -> dict[str, Any]:
         whole = answer(task, given.chunks, kind)
         document["result"] = {n: v for n, v in whole.items() if n not in ("task_id", "model")}
     if task.error is not None:
-        document["error"] = asdict(task.error)
+        document["error"] = records.asdict(task.error)
     return document
 
 

@@ -9,13 +9,13 @@ get their turn in between.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from scheduler.bulk import MAX_INPUTS, Bulk
 from scheduler.errors import BulkClosed, BulkNotFound, InputsDiffer, InvalidRequest
 from scheduler.moves.base import Change, Outcome, Rules, gather
 from scheduler.moves.intake import add_all, admit
 from scheduler.moves.ownership import cancel as cancel_task
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Submission, Task
 
@@ -89,7 +89,7 @@ def extend(
     cost = sum(each.estimated_cost for each in new)
     admit(tx, bulk.tenant, bulk.priority_class, len(new), cost, now)
     tasks = add_all(tx, rules, new, ids, now)
-    bulk = replace(bulk, num_inputs=end)
+    bulk = changed(bulk, num_inputs=end)
     tx.put_bulk(bulk)
     # One stands for all: nobody can watch a task whose id nobody has been told.
     return Outcome(bulk, (Change(tasks[0]),))
@@ -99,7 +99,7 @@ def close(tx: Transaction, bulk_id: str, tenant: str | None, now: float) -> Bulk
     """Say that no more inputs come; one that is closed stays as it is."""
     bulk = owned(tx, bulk_id, tenant)
     if bulk.closed_at is None:
-        bulk = replace(bulk, closed_at=now)
+        bulk = changed(bulk, closed_at=now)
         tx.put_bulk(bulk)
     return bulk
 
@@ -108,7 +108,7 @@ def revoke(tx: Transaction, bulk_id: str, tenant: str | None, now: float) -> Bul
     """Take a bulk back: it takes no more inputs; :func:`cancel_some` ends what it has."""
     bulk = close(tx, bulk_id, tenant, now)
     if bulk.cancelled_at is None:
-        bulk = replace(bulk, cancelled_at=now)
+        bulk = changed(bulk, cancelled_at=now)
         tx.put_bulk(bulk)
     return bulk
 

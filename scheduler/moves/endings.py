@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from handlers import resumption
 from scheduler.fair_queue import begun_cost, journalled_cost
 from scheduler.moves.base import EXPIRED_STATUS, Outcome, Rules, attempts, move, settle
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Task, TaskError, TaskState
 
@@ -21,7 +20,7 @@ def end_unasked(
     reason: str,
 ) -> Outcome[Task]:
     """End a task that its holder, if it has one, did not end."""
-    ended = replace(task, error=error)
+    ended = changed(task, error=error)
     if task.state is TaskState.LEASED:
         # The prompt is paid for although no output came of it: its owner took the work away.
         return settle(tx, rules, ended, state, begun_cost(task), now, reason, ended_lease=task)
@@ -47,12 +46,12 @@ def lose(
     """End a lost attempt: the task waits again, journal kept; or it fails, when it has lost as many
     attempts as it may, or cannot go on."""
     used, lease = journalled_cost(task), task if is_unasked else None
-    task = replace(task, num_lost=task.num_lost + 1)
+    task = changed(task, num_lost=task.num_lost + 1)
     if not can_go_on(task):
         why = f"cannot go on from its {task.num_tokens} tokens on disk (resume: none); send it anew"
     elif task.num_lost >= rules.max_attempts:
         why = f"lost {task.num_lost} of {rules.max_attempts} attempts allowed"
-        task = replace(task, is_dead=True)
+        task = changed(task, is_dead=True)
     else:
         pause_s = rules.backoff.pause_s(task.id, task.num_lost)
         state = TaskState.DELAYED if pause_s else TaskState.QUEUED
@@ -61,7 +60,7 @@ def lose(
             tx, rules, task, state, used, now, reason, not_before=until, ended_lease=lease
         )
     history = _history(tx, task, reason)
-    failed = replace(task, error=TaskError(500, f"{why}: {history}"))
+    failed = changed(task, error=TaskError(500, f"{why}: {history}"))
     return settle(
         tx, rules, failed, TaskState.FAILED, used, now, reason, outcome="lost", ended_lease=lease
     )

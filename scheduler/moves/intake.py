@@ -8,11 +8,11 @@ an idempotency key is answered before any quota: it was accepted already.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from scheduler.errors import ClassNotAllowed, IdempotencyConflict, InvalidRequest, QuotaExceeded
 from scheduler.flow import Tenant
 from scheduler.moves.base import Change, Outcome, Rules
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Submission, Task, TaskState
 
@@ -107,7 +107,7 @@ def _spend(tenant: Tenant, cost: int, per_minute: int, now: float) -> Tenant:
             f"{cost} and {max(0, int(allowance))} is left"
         )
         raise QuotaExceeded("cost_per_minute", message, retry_after_s)
-    return replace(tenant, allowance=allowance - cost, allowance_at=now)
+    return changed(tenant, allowance=allowance - cost, allowance_at=now)
 
 
 def _accepted(submission: Submission, task_id: str, now: float) -> Task:

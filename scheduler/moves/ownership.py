@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from scheduler.errors import InvalidTransition, NotResumable
 from scheduler.fair_queue import journalled_cost
 from scheduler.moves.base import CANCELLED_STATUS, Outcome, Rules, move, owned, settle
 from scheduler.moves.endings import can_go_on, end_unasked
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import TRANSITIONS, Task, TaskError, TaskState
 
@@ -74,7 +73,7 @@ def requeue(
         return Outcome(task)
     if not task.is_dead:
         raise _refused(task, TaskState.QUEUED)
-    revived = replace(task, num_lost=0, is_dead=False, error=None, finished_at=None)
+    revived = changed(task, num_lost=0, is_dead=False, error=None, finished_at=None)
     return move(tx, rules, revived, TaskState.QUEUED, now)
 
 

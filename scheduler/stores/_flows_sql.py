@@ -11,12 +11,11 @@ ends, with :meth:`forget`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 from functools import partial
-from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 from scheduler.flow import CLASS_WEIGHTS, DEFAULT_WEIGHT_PERMILLE, Ahead, Band, Flow, Tenant
+from scheduler.records import astuple
 from scheduler.stores import base
 from scheduler.stores._connection import Connection
 from scheduler.stores._in_memory import PAGE, Turns
@@ -24,8 +23,8 @@ from scheduler.stores._in_memory import PAGE, Turns
 Key = tuple[str, ...]
 V = TypeVar("V", Flow, Band)
 
-_FLOW_COLUMNS = ", ".join(field.name for field in fields(Flow))
-_BAND_COLUMNS = ", ".join(field.name for field in fields(Band))
+_FLOW_COLUMNS = ", ".join(Flow.__struct_fields__)
+_BAND_COLUMNS = ", ".join(Band.__struct_fields__)
 _TENANT_COLUMNS = (
     "tenant, weight_permille, max_queued, max_in_flight, cost_per_minute, classes, allowance,"
     " allowance_at"
@@ -133,7 +132,7 @@ class Flows(base.FlowTables):
         for model, priority_class in sorted(self._dirty_bands):
             band = self._bands[model].get(priority_class)
             if band is not None:
-                self._db.write(_PUT_BAND, *_band_values(band))
+                self._db.write(_PUT_BAND, *astuple(band))
         self._sent_bands |= self._dirty_bands
         self._dirty_bands.clear()
 
@@ -328,12 +327,8 @@ def _ahead(row: Any) -> Ahead:
     return Ahead(round(row[0]), round(row[1]), int(row[2]))
 
 
-_flow_getter = attrgetter(*(field.name for field in fields(Flow)))
-_band_values = attrgetter(*(field.name for field in fields(Band)))
-
-
 def _flow_values(flow: Flow) -> list[Any]:
-    values = list(_flow_getter(flow))
+    values = list(astuple(flow))
     values[-1] = int(flow.is_held)
     return values
 

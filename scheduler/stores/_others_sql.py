@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
 from typing import Any, Final
 
 from scheduler.bulk import Bulk
 from scheduler.keys import Key, Role
+from scheduler.records import astuple
 from scheduler.stores import base
 from scheduler.stores._connection import Connection
 from scheduler.stores._flows_sql import upsert
 from scheduler.stores._tasks_sql import SELECT, Tasks
 from scheduler.task import Task, TaskState
 
-_BULK_COLUMNS: Final = ", ".join(field.name for field in fields(Bulk))
+_BULK_COLUMNS: Final = ", ".join(Bulk.__struct_fields__)
 _BULKS: Final = f"SELECT {_BULK_COLUMNS} FROM bulks"
 _PUT_BULK: Final = upsert("bulks", _BULK_COLUMNS, 1)
 _UNFINISHED: Final = ", ".join(f"'{state.value}'" for state in TaskState if not state.is_final)

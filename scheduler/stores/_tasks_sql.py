@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from operator import attrgetter
 from typing import Any, Final
 
 from handlers.wire import TokenLogprob, logprob_document, parse_logprob
 from scheduler.flow import Ahead
-from scheduler.records import changed
+from scheduler.records import asdict, changed
 from scheduler.stores import base
 from scheduler.stores._connection import Connection, Row
 from scheduler.stores._in_memory import PAGE, KnownTasks, Queue
@@ -26,8 +25,8 @@ _DOCUMENTS_AT_ONCE: Final = 16
 _MAX_QUEUES: Final = 10_000
 
 # In the order of the record, so that a row is one: the document, which is kept apart, excepted.
-_COLUMNS = [field.name for field in fields(Task) if field.name != "document"]
-_DOCUMENT_PLACE = [field.name for field in fields(Task)].index("document")
+_COLUMNS = [name for name in Task.__struct_fields__ if name != "document"]
+_DOCUMENT_PLACE = Task.__struct_fields__.index("document")
 _STATE, _RESULT, _ERROR, _IS_DEAD = map(_COLUMNS.index, ("state", "result", "error", "is_dead"))
 #: What never changes once a task is accepted.
 _FIXED = {
@@ -61,7 +60,7 @@ _EXPIRED_LEASES = (
     f"{SELECT} WHERE state = 'leased' AND lease_expires_at <= ? ORDER BY lease_expires_at LIMIT ?"
 )
 _DUE = f"{SELECT} WHERE state = 'delayed' AND not_before <= ? ORDER BY not_before LIMIT ?"
-_ATTEMPT = [field.name for field in fields(Attempt)]
+_ATTEMPT = Attempt.__struct_fields__
 #: Everything that is kept of a task beside its row.
 _PARTS = ("documents", "journal", "attempts")
 

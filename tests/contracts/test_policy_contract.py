@@ -17,6 +17,7 @@ from scheduler.errors import StartupError
 from scheduler.fair_queue import FairQueue
 from scheduler.moves import Rules
 from scheduler.policies.base import Load, Policy
+from scheduler.records import changed
 from scheduler.settings import load
 from scheduler.stores.base import Transaction
 from scheduler.task import Task
@@ -78,7 +79,7 @@ class Queue:
         moves.succeed(self.tx, self.rules, task.id, task.fence, {}, self.now)
 
     def set_tenant(self, name: str, **changes: object) -> None:
-        self.tx.put_tenant(replace(self.tx.tenant(name), **changes))
+        self.tx.put_tenant(changed(self.tx.tenant(name), **changes))
         self.rules.queue.regulate(self.tx, name, has_new_limit=True)
 
     def accounts(self) -> list[tuple[int, int]]:

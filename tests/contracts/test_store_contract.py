@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from pkgutil import iter_modules
 from typing import Any
 
@@ -18,6 +17,7 @@ from scheduler.bulk import Bulk
 from scheduler.errors import StoreUnavailable
 from scheduler.flow import CLASS_WEIGHTS, DEFAULT_CLASS, Ahead, Band, Flow, Tenant
 from scheduler.keys import Key, Role, hashed
+from scheduler.records import changed
 from scheduler.stores import postgres, sqlite
 from scheduler.stores.base import Store, Transaction
 from scheduler.task import Attempt, JournalChunk, Task, TaskError, TaskState
@@ -59,7 +59,7 @@ def task(task_id: str = "t1", **changes: Any) -> Task:
         cost_per_token=2,
         accepted_at=10.5,
     )
-    return replace(blank, **changes)
+    return changed(blank, **changes)
 
 
 def leased(task_id: str, runner: str = "r1", expires_at: float = 100.0, **changes: Any) -> Task:
@@ -117,7 +117,7 @@ async def test_a_command_that_raises_leaves_its_neighbours_alone(store: Store) -
 async def test_commands_run_one_after_the_other(store: Store) -> None:
     def increment(tx: Transaction) -> None:
         ann = tx.tenant("ann")
-        tx.put_tenant(replace(ann, weight_permille=ann.weight_permille + 1))
+        tx.put_tenant(changed(ann, weight_permille=ann.weight_permille + 1))
 
     await asyncio.gather(*(store.run(increment) for _ in range(200)))
 
@@ -133,7 +133,7 @@ async def test_commands_that_wait_together_are_committed_together(store: Store) 
 
     def add_one(tx: Transaction) -> None:
         ann = tx.tenant("ann")
-        tx.put_tenant(replace(ann, weight_permille=ann.weight_permille + 1))
+        tx.put_tenant(changed(ann, weight_permille=ann.weight_permille + 1))
 
     first = asyncio.ensure_future(store.run(slow))
     await asyncio.to_thread(is_running.wait, 10)
@@ -219,7 +219,7 @@ async def test_every_field_of_a_task_survives(store: Store) -> None:
 
 async def test_put_writes_all_that_may_change(store: Store) -> None:
     await add(store, task())
-    moved = replace(leased("t1"), attempt=1, num_chunks=2, num_tokens=3, charged_cost=4)
+    moved = changed(leased("t1"), attempt=1, num_chunks=2, num_tokens=3, charged_cost=4)
 
     await store.run(lambda tx: tx.put_task(moved))
 
@@ -260,7 +260,7 @@ async def test_the_head_of_a_flow_follows_priority_deadline_and_arrival(store: S
         taken = []
         while (head := tx.head(MODEL, DEFAULT_CLASS, "ann")) is not None:
             taken.append(head.id)
-            tx.put_task(replace(head, state=TaskState.CANCELLED))
+            tx.put_task(changed(head, state=TaskState.CANCELLED))
         return taken
 
     assert await store.run(take_all) == ids(in_order)
@@ -317,8 +317,8 @@ async def test_finished_tasks_are_removed_with_all_that_belongs_to_them(store: S
 async def test_a_bulk_is_its_tasks_in_their_places(store: Store) -> None:
     bulk = Bulk("b1", "ann", MODEL, "batch", 5.0, "nightly", "k", 3)
     parts = [task(f"t{4 - place}", bulk_id="b1", bulk_index=place) for place in range(3)]
-    parts[1] = replace(parts[1], state=TaskState.SUCCEEDED, finished_at=9.0)
-    await store.run(lambda tx: tx.put_bulk(replace(bulk, num_inputs=0)))
+    parts[1] = changed(parts[1], state=TaskState.SUCCEEDED, finished_at=9.0)
+    await store.run(lambda tx: tx.put_bulk(changed(bulk, num_inputs=0)))
     await store.run(lambda tx: tx.put_bulk(bulk))
     await add(store, *parts, task("t9"))
 
@@ -334,9 +334,9 @@ async def test_what_a_bulk_waits_for_is_found_and_bulks_without_tasks_are_remove
     store: Store,
 ) -> None:
     left = Bulk("b1", "ann", MODEL, "batch", 5.0)
-    cancelled = replace(left, id="b2", closed_at=6.0, cancelled_at=6.0)
-    done = replace(left, id="b3", closed_at=6.0)
-    for each in (left, cancelled, done, replace(cancelled, id="b4")):
+    cancelled = changed(left, id="b2", closed_at=6.0, cancelled_at=6.0)
+    done = changed(left, id="b3", closed_at=6.0)
+    for each in (left, cancelled, done, changed(cancelled, id="b4")):
         await store.run(lambda tx, each=each: tx.put_bulk(each))
     states = [TaskState.QUEUED, TaskState.LEASED, TaskState.PAUSED, TaskState.CANCELLED]
     for n, state in enumerate(states):
@@ -406,8 +406,8 @@ async def test_who_was_accepted_before_is_counted_in_other_flows(store: Store) -
 
 async def test_keys_are_listed_by_tenant_and_found_by_id(store: Store) -> None:
     key = Key("k1", "ann", Role.OPERATOR, hashed("secret"), 5.0, "laptop")
-    revoked = replace(key, id="k2", tenant="bob", revoked_at=7.0)
-    for each in (key, replace(revoked, revoked_at=None), revoked):
+    revoked = changed(key, id="k2", tenant="bob", revoked_at=7.0)
+    for each in (key, changed(revoked, revoked_at=None), revoked):
         await store.run(lambda tx, each=each: tx.put_key(each))
 
     assert await store.read(lambda tx: tx.keys("ann")) == [key]
@@ -669,10 +669,10 @@ async def test_a_command_that_raises_takes_back_what_it_did_to_flows_and_bands(
         tx.put_band(band)
 
     def fail(tx: Transaction) -> None:
-        tx.put_flow(replace(before, virtual_time=9))
+        tx.put_flow(changed(before, virtual_time=9))
         tx.put_flow(flow("new", num_queued=3))
         tx.next_flow(MODEL, DEFAULT_CLASS)
-        tx.put_band(replace(band, virtual_time=8))
+        tx.put_band(changed(band, virtual_time=8))
         raise LookupError
 
     answers = await asyncio.gather(store.run(write), store.run(fail), return_exceptions=True)

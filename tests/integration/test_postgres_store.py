@@ -8,7 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import pytest_asyncio
 from scheduler import control_plane
 from scheduler.clock import SystemClock
 from scheduler.errors import StaleLease, StartupError, StoreUnavailable
+from scheduler.records import changed
 from scheduler.settings import load
 from scheduler.stores import _flows_sql, _postgres_writer, _tasks_sql
 from scheduler.stores._postgres_link import connect, name_of
@@ -65,7 +66,7 @@ async def insist(ask: Callable[[], Awaitable[T]]) -> T:
 
 def add_one(tx: Transaction) -> None:
     ann = tx.tenant("ann")
-    tx.put_tenant(replace(ann, weight_permille=ann.weight_permille + 1))
+    tx.put_tenant(changed(ann, weight_permille=ann.weight_permille + 1))
 
 
 def weight(tx: Transaction) -> int:
@@ -163,7 +164,7 @@ async def test_claims_are_as_fair_across_control_planes_as_in_one(
 
 async def test_a_quota_holds_across_control_planes(store: Store, rival: Store) -> None:
     def limit(tx: Transaction) -> None:
-        tx.put_tenant(replace(tx.tenant("ann"), max_queued=7))
+        tx.put_tenant(changed(tx.tenant("ann"), max_queued=7))
 
     await store.run(limit)
     here, there = book_on(store), book_on(rival)
@@ -336,9 +337,9 @@ async def test_a_command_that_fails_half_way_leaves_flows_as_they_were(store: St
     def half(tx: Transaction) -> None:
         grants = book.rules.queue.head(tx, MODEL)
         assert grants is not None
-        tx.put_task(replace(grants, state=TaskState.CANCELLED))
+        tx.put_task(changed(grants, state=TaskState.CANCELLED))
         flow = tx.flow(MODEL, grants.priority_class, grants.tenant)
-        tx.put_flow(replace(flow, num_queued=0))
+        tx.put_flow(changed(flow, num_queued=0))
         raise LookupError("half way")
 
     answers = await asyncio.gather(

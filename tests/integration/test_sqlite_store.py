@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ import pytest_asyncio
 from scheduler.clock import SystemClock
 from scheduler.errors import StartupError, StoreUnavailable
 from scheduler.flow import Tenant
+from scheduler.records import changed
 from scheduler.stores import _flows_sql, _tasks_sql, sqlite
 from scheduler.stores.base import Transaction
 from scheduler.stores.sqlite import Store
@@ -255,7 +255,7 @@ def test_what_every_decision_asks_is_answered_by_an_index(text: str) -> None:
 
 def _add_one(tx: Transaction) -> None:
     ann = tx.tenant("ann")
-    tx.put_tenant(replace(ann, weight_permille=ann.weight_permille + 1))
+    tx.put_tenant(changed(ann, weight_permille=ann.weight_permille + 1))
 
 
 def _weight(tx: Transaction) -> int:

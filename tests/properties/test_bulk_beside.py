@@ -17,7 +17,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 
 import pytest
@@ -31,6 +31,7 @@ from scheduler.fair_queue import FairQueue
 from scheduler.flow import CLASS_WEIGHTS
 from scheduler.moves import Preemption, Rules, bulks
 from scheduler.policies import virtual_time
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Submission, TaskState
 from scheduler.testing.tasks import MODEL, memory_transaction
@@ -47,7 +48,7 @@ NUMBERS = count()
 def an_input(rng: random.Random, bulk: Bulk, index: int) -> Submission:
     cost = rng.randint(20, LARGEST)
     blank = Submission(bulk.tenant, MODEL, {}, cost, 0, 0, priority_class=bulk.priority_class)
-    return replace(blank, bulk_id=bulk.id, bulk_index=index)
+    return changed(blank, bulk_id=bulk.id, bulk_index=index)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from scheduler.flow import Ahead, Outlook
 from scheduler.moves import Rules
 from scheduler.policies import deficit_round_robin, fcfs, virtual_time
 from scheduler.policies.base import Policy
+from scheduler.records import changed
 from scheduler.service_rate import RateMeter
 from scheduler.stores.base import Transaction
 from scheduler.task import JournalChunk, Submission, Task, TaskState
@@ -153,7 +154,7 @@ def simulate(scenario: Scenario, policy: Policy, kind: type[Simulation] = Simula
         simulation = kind(tx, policy, scenario.num_slots)
         for tenant in scenario.tenants:
             weight = rng.choice([1000, 1000, 3000])
-            tx.put_tenant(replace(tx.tenant(tenant), weight_permille=weight))
+            tx.put_tenant(changed(tx.tenant(tenant), weight_permille=weight))
         for number in range(scenario.num_tasks):
             tenant, priority_class = rng.choice(scenario.tenants), rng.choice(scenario.classes)
             num_tokens = rng.randint(10, scenario.longest)

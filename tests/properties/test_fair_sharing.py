@@ -162,7 +162,7 @@ def test_a_short_request_is_served_promptly_beside_a_flood() -> None:
 def test_weights_of_one_and_three_share_one_to_three_within_a_task() -> None:
     with memory_transaction() as tx:
         book, cost = rules(), 25
-        tx.put_tenant(replace(tx.tenant("gold"), weight_permille=3000))
+        tx.put_tenant(changed(tx.tenant("gold"), weight_permille=3000))
         for number in range(200):
             for tenant in ("gold", "plain"):
                 moves.submit(tx, book, submission(tenant), f"{tenant}{number:03}", 0.0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.flow import Flow
+from scheduler.records import changed
 from scheduler.stores._in_memory import KnownTasks, Queue, Turns, place_of
 from scheduler.task import Task, TaskState
 
@@ -44,7 +44,7 @@ def test_whose_turn_it_is_is_never_said_wrongly(
 
     def put(tenant: str, virtual_time: int, num_queued: int, is_held: bool) -> None:
         flow = flows[tenant]
-        flows[tenant] = replace(
+        flows[tenant] = changed(
             flow, virtual_time=virtual_time, num_queued=num_queued, is_held=is_held
         )
 

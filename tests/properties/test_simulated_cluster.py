@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from scheduler.dispatcher.link import Link
 from scheduler.fair_queue import FairQueue
 from scheduler.moves import dispatch
 from scheduler.policies import virtual_time
+from scheduler.records import changed
 from scheduler.stores._tasks_sql import Tasks
 from scheduler.stores.base import Transaction
 from scheduler.task import TaskState
@@ -90,7 +90,7 @@ def cancel_what_has_succeeded(plant: pytest.MonkeyPatch) -> None:
     def mutant(tx: Transaction, rules: Any, task_id: str, *rest: Any) -> Any:
         task = moves.owned(tx, task_id)
         if task.state is TaskState.SUCCEEDED:
-            tx.put_task(replace(task, state=TaskState.CANCELLED))
+            tx.put_task(changed(task, state=TaskState.CANCELLED))
         return cancel(tx, rules, task_id, *rest)
 
     plant.setattr(moves, "cancel", mutant)
@@ -110,7 +110,7 @@ def lease_what_is_leased(plant: pytest.MonkeyPatch) -> None:
     ) -> Any:
         for task in tx.leases_of(model)[:1]:
             if task.runner != runner:
-                tx.put_task(replace(task, runner=runner))
+                tx.put_task(changed(task, runner=runner))
         return claim(tx, rules, model, runner, *rest, **more)
 
     plant.setattr(moves, "claim", mutant)
@@ -123,7 +123,7 @@ def write_a_repeated_chunk_again(plant: pytest.MonkeyPatch) -> None:
         tx: Transaction, rules: Any, task_id: str, fence: int, chunks: Any, now: float
     ) -> Any:
         first = moves.owned(tx, task_id).num_chunks
-        renumbered = [replace(chunk, seq=seq) for seq, chunk in enumerate(chunks, first)]
+        renumbered = [changed(chunk, seq=seq) for seq, chunk in enumerate(chunks, first)]
         return append(tx, rules, task_id, fence, renumbered, now)
 
     plant.setattr(moves, "append", mutant)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from scheduler.errors import (
     QuotaExceeded,
 )
 from scheduler.moves import bulks
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Submission, TaskState
 from scheduler.testing.tasks import MODEL, memory_transaction, problems, rules, submission
@@ -51,7 +51,7 @@ def extend(tx: Transaction, start: int, given: list[Submission], now: float = 1.
 
 def test_a_key_has_one_bulk(tx: Transaction) -> None:
     first = bulks.begin(tx, BULK, 0.0)
-    again = bulks.begin(tx, replace(BULK, id="other", name="later"), 5.0)
+    again = bulks.begin(tx, changed(BULK, id="other", name="later"), 5.0)
 
     assert (first, again) == (BULK, BULK)
     assert tx.bulk("other") is None
@@ -62,12 +62,12 @@ def test_another_bulk_under_the_key_is_refused(tx: Transaction, changes: Any) ->
     bulks.begin(tx, BULK, 0.0)
 
     with pytest.raises(InputsDiffer, match="take another key"):
-        bulks.begin(tx, replace(BULK, id="other", **changes), 0.0)
+        bulks.begin(tx, changed(BULK, id="other", **changes), 0.0)
 
 
 def test_a_class_that_does_not_exist_is_named_with_those_that_do(tx: Transaction) -> None:
     with pytest.raises(InvalidRequest, match="batch, interactive, standard"):
-        bulks.begin(tx, replace(BULK, priority_class="golden"), 0.0)
+        bulks.begin(tx, changed(BULK, priority_class="golden"), 0.0)
 
 
 def test_inputs_become_tasks_in_their_places(tx: Transaction) -> None:
@@ -124,7 +124,7 @@ def test_a_gap_is_refused(tx: Transaction) -> None:
 
 
 def test_a_bulk_has_a_largest_size(tx: Transaction) -> None:
-    tx.put_bulk(replace(BULK, num_inputs=MAX_INPUTS - 1))
+    tx.put_bulk(changed(BULK, num_inputs=MAX_INPUTS - 1))
 
     assert extend(tx, MAX_INPUTS - 1, inputs(1, MAX_INPUTS - 1)).num_inputs == MAX_INPUTS
     with pytest.raises(InvalidRequest, match="at most 100000"):
@@ -132,7 +132,7 @@ def test_a_bulk_has_a_largest_size(tx: Transaction) -> None:
 
 
 def test_a_quota_refuses_a_batch_whole(tx: Transaction) -> None:
-    tx.put_tenant(replace(tx.tenant("ann"), max_queued=4))
+    tx.put_tenant(changed(tx.tenant("ann"), max_queued=4))
     bulks.begin(tx, BULK, 0.0)
     extend(tx, 0, inputs(3))
 

@@ -10,6 +10,7 @@ import pytest
 from scheduler.cluster_view import ReplicaView
 from scheduler.explanation import Facts, explain_other, explain_waiting
 from scheduler.flow import CLASS_WEIGHTS, Ahead, Outlook, Tenant
+from scheduler.records import changed
 from scheduler.service_rate import Rate
 from scheduler.task import Attempt, Task, TaskState
 
@@ -21,7 +22,7 @@ NOTHING = Outlook(Ahead(), Ahead(), {})
 
 def a_task(task_id: str = "t", tenant: str = "ann", **changes: Any) -> Task:
     blank = Task(task_id, tenant, "demo", {}, TaskState.QUEUED, 0, None, None, 100, 0, 2)
-    return replace(blank, accepted_at=NOW - 30, queued_at=NOW - 30, **changes)
+    return changed(blank, accepted_at=NOW - 30, queued_at=NOW - 30, **changes)
 
 
 def running(*left: int, tenant: str = "bob") -> list[Task]:

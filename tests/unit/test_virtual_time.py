@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.flow import DEFAULT_CLASS, Band, Flow
 from scheduler.policies.virtual_time import SCALE, Policy
+from scheduler.records import changed
 from scheduler.testing.tasks import MODEL, memory_transaction
 
 COSTS = st.integers(0, 10**9)
@@ -49,6 +48,6 @@ def test_a_flow_that_returns_joins_the_least_of_the_active(
     band = Band(MODEL, DEFAULT_CLASS, virtual_floor=floor)
     with memory_transaction() as tx:
         if least is not None:
-            tx.put_flow(replace(flow, tenant="bob", virtual_time=least))
+            tx.put_flow(changed(flow, tenant="bob", virtual_time=least))
 
-        assert Policy().join(tx, flow, band) == (replace(flow, virtual_time=joined), band)
+        assert Policy().join(tx, flow, band) == (changed(flow, virtual_time=joined), band)
