@@ -88,8 +88,7 @@ def check_move(task_id: str, start: TaskState, finish: TaskState) -> None:
         raise InvalidTransition(task_id, start.value, finish.value, allowed)
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Record, frozen=True):
     """A request that parsed and passed admission; not yet accepted."""
 
     tenant: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from scheduler.ids import IdSource
 from scheduler.ledger import Ledger
 from scheduler.moves import Rules
 from scheduler.policies import virtual_time
+from scheduler.records import changed
 from scheduler.result.stream import News, Watcher
 from scheduler.stores.base import Store, Transaction
 from scheduler.task import (
@@ -75,7 +75,7 @@ class TaskBook:
         Raises IdempotencyConflict."""
         # As it will be read back: JSON knows no tuples.
         document = json.loads(json.dumps(submission.document))
-        submission = replace(submission, document=document)
+        submission = changed(submission, document=document)
         task_id, now = self.new_id(), self.ledger.clock.now()
         return await self.ledger.run(
             lambda tx: moves.submit(tx, self.rules, submission, task_id, now)

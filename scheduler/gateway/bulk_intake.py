@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from handlers.model_config import ModelConfig
@@ -24,6 +24,7 @@ from scheduler.errors import InvalidRequest, PlaitError, QuotaExceeded
 from scheduler.gateway.bodies import json_object
 from scheduler.gateway.front import Front, seed_of
 from scheduler.gateway.submission import Options, parse_options
+from scheduler.records import changed
 from scheduler.task import Submission
 
 #: Fields of a line whose input stands under "input".
@@ -158,7 +159,7 @@ class Upload:
         given = self._front.submission(self._config, document, options, bulk.tenant, seed)
         # As it will be read back: JSON knows no tuples.
         stored = json.loads(json.dumps(given.document))
-        return replace(
+        return changed(
             given,
             document=stored,
             priority_class=bulk.priority_class,

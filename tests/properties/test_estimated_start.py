@@ -59,7 +59,7 @@ class Simulation:
     def submit(self, name: str, tenant: str, priority_class: str, num_tokens: int) -> None:
         cost = COST_PER_TOKEN * num_tokens
         sent = Submission(tenant, MODEL, {}, cost, 0, COST_PER_TOKEN)
-        sent = replace(sent, priority_class=priority_class)
+        sent = changed(sent, priority_class=priority_class)
         # One after the other, for policies that go by that.
         self.now += 1e-5
         moves.submit(self.tx, self.rules, sent, name, self.now)
