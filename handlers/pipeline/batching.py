@@ -37,19 +37,21 @@ def share(sequence: Sequence, num_tokens: int) -> Share:
 
 
 def lane_of(decoding: Iterable[Sequence], lanes: int, oldest_issue: int) -> list[Sequence]:
-    """Those of one lane that are ready: of the fullest, or of one that has waited too long.
+    """Those of one lane that are ready: of the fullest, or of the one that has waited too long.
 
     The lanes are the slots in their order, cut into equal parts: so rows lie together, and after
-    a change of who decodes they do so again within a cycle. ``oldest_issue``: who was in a step
-    before that goes first.
+    a change of who decodes they do so again within a cycle. ``oldest_issue``: who was last in a
+    step before that goes first, and of several the one that waited longest. So every step takes
+    one away from those before it and nobody is added to them, whoever comes and goes.
     """
     by_slot = sorted(decoding, key=slot_of)
     cuts = [len(by_slot) * lane // lanes for lane in range(lanes + 1)]
     parts = [by_slot[start:end] for start, end in pairwise(cuts)]
     ready = [[each for each in part if each.num_missing] for part in parts]
 
-    def urgency(part: list[Sequence]) -> tuple[bool, int]:
-        return any(each.last_issue < oldest_issue for each in part), len(part)
+    def urgency(part: list[Sequence]) -> tuple[int, int]:
+        longest = max((oldest_issue - each.last_issue for each in part), default=0)
+        return max(0, longest), len(part)
 
     return max(ready, key=urgency)
 

@@ -148,7 +148,9 @@ class Schedule:
         suspects = [each for each in everyone if each.is_suspect]
         alone = min(suspects, key=lambda suspect: suspect.arrival, default=None)
         if alone is None:
-            self._slots.admit()
+            for sequence in self._slots.admit():
+                # It has waited for no step yet: who has a slot already may have.
+                sequence.last_issue = self._num_issued
             running = self._slots.running
         elif self._is_shared_with(alone):
             return None

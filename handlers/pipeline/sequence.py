@@ -35,7 +35,7 @@ class Sequence:
     life: int = 0
     #: Whether the last stage was told of it since it has its slot.
     is_open: bool = False
-    #: Steps issued in all when it was last in one: who waited longest goes first.
+    #: Steps issued in all when it was last in one or got its slot: who waited longest goes first.
     last_issue: int = 0
     #: Prefill steps issued since it was last in a step.
     num_prefills_passed: int = 0

@@ -66,22 +66,29 @@ class Slots:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def admit(self) -> None:
-        """Give slots to those that wait, as far as there are slots and blocks."""
+    def admit(self) -> list[Sequence]:
+        """Give slots to those that wait, as far as there are slots and blocks.
+
+        Returns:
+            Those that got one.
+        """
+        admitted: list[Sequence] = []
         promised: set[bytes] | None = None
         num_held = 0
         for sequence in list(self.waiting) if self._free else ():
             if len(self._free) <= num_held:
-                return
+                break
             promised = self._promised() if promised is None else promised
             keys = self._findable(sequence)
             if self._is_worth_waiting(keys, promised):
                 # A slot is kept for it, so that who came later does not overtake it for long.
                 num_held += 1
             elif not self._admit(sequence, keys, reserve=len(self._taken)):
-                return
+                break
             else:
                 promised.update(self._unwritten(sequence))
+                admitted.append(sequence)
+        return admitted
 
     def admit_alone(self, sequence: Sequence) -> None:
         """Give a slot to this one whoever else has to make room."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from handlers.pipeline import batching
@@ -348,3 +350,21 @@ def test_of_the_lanes_the_fullest_goes_first_but_for_one_that_waited_too_long() 
 
     assert batching.lane_of(sequences, 2, oldest_issue=3) == sequences[2:]
     assert batching.lane_of(sequences, 2, oldest_issue=4) == sequences[1:2]
+
+
+def test_nobody_starves_beside_answers_of_one_token_that_come_without_end() -> None:
+    plan = schedule(stages=4, rows=6)
+    begun(plan, 1, 1, 1)
+    flying = deque(issued(plan) for _ in range(3))
+    one, *_ = added(plan, 1, 1, 1)
+
+    for _ in range(60):
+        while (step := plan.issue()) is not None:
+            flying.append(step)
+        slots = [row.slot for row in flying[0].rows]
+        taken(plan, flying.popleft())
+        for each in [each for each in plan.sequences if each.slot in slots and each is not one]:
+            plan.remove(each)
+            added(plan, 1)
+
+    assert len(one.token_ids) > 5
