@@ -1,6 +1,6 @@
 """How tests wait: look for what they need until it is there, and fail when it does not come.
 
-No test sleeps for a time it guesses; these two look again and again, and are the only that pause.
+No test sleeps for a time it guesses; these look again and again, and are the only that pause.
 """
 
 from __future__ import annotations
@@ -29,6 +29,25 @@ async def until(
             if holds(value):
                 return value
             await asyncio.sleep(every_s)
+
+
+async def insist(
+    ask: Callable[[], Awaitable[T]],
+    despite: type[Exception],
+    *,
+    timeout_s: float = 20.0,
+    every_s: float = 0.02,
+) -> T:
+    """What ``ask`` answers once it no longer raises ``despite``; TimeoutError when it always does.
+
+    As clients and runners do whose question may be repeated.
+    """
+    async with asyncio.timeout(timeout_s):
+        while True:
+            try:
+                return await ask()
+            except despite:
+                await asyncio.sleep(every_s)
 
 
 def wait_for(what: str, look: Callable[[], T | None], timeout_s: float = 30.0) -> T:

@@ -5,7 +5,7 @@ only read). A command is atomic and isolated; when ``run`` returns, its effect s
 the process and of the machine. The rules themselves (``scheduler/moves``,
 ``scheduler/fair_queue.py``) are written once, over any store.
 
-The executable form of this contract is ``tests/contracts/test_store_contract.py``.
+The executable form of this contract is ``tests/contracts/test_store_*.py``.
 """
 
 from __future__ import annotations

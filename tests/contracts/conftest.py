@@ -1,12 +1,16 @@
-"""Engines that are started once for all contract tests, when the first one asks for them."""
+"""Engines that are started once, when the first test asks for them; stores, one for each test."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
+
+from scheduler.stores.base import Store
+from tests.contracts.store_subjects import OPENERS
 
 if TYPE_CHECKING:
     from tests.contracts.engine_subjects import Subject
@@ -30,3 +34,11 @@ def start_subject(
     yield start
     for subject in subjects.values():
         subject.engine.close()
+
+
+@pytest_asyncio.fixture(params=sorted(OPENERS))
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Each kind of store, empty."""
+    opened = OPENERS[request.param](request)
+    yield opened
+    await opened.close()

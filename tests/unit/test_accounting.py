@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from scheduler import moves
 from scheduler.flow import DEFAULT_CLASS, Tenant
 from scheduler.stores.base import Transaction
-from scheduler.task import Grant, Task
-from scheduler.testing.tasks import MODEL, chunk, memory_transaction, problems, rules, submission
-
-RULES = rules(max_attempts=2, lease_ttl_s=10.0)
-NOW = 1000.0
-
-
-@pytest.fixture
-def tx() -> Iterator[Transaction]:
-    with memory_transaction() as transaction:
-        yield transaction
-        assert problems(transaction) == []
-
-
-def submit(tx: Transaction, task_id: str = "t1", tenant: str = "ann", **changes: object) -> Task:
-    return moves.submit(tx, RULES, submission(tenant, **changes), task_id, NOW).value[0]
-
-
-def claim(tx: Transaction, now: float = NOW, limit: int = 1) -> list[Grant]:
-    return moves.claim(tx, RULES, MODEL, "runner-1", "demo__r0", limit, now).value
+from scheduler.testing.tasks import MODEL, chunk
+from tests.unit.moving import NOW, RULES, claim, submit
 
 
 def service(tx: Transaction) -> dict[str, int]:
