@@ -171,6 +171,7 @@ async def _serve(folder: Path, num_slots: int, task_s: float, ready: Connection)
     from scheduler.gateway.http import open_http
     from scheduler.gateway.tokens import open_counter
     from scheduler.operations import Operations
+    from scheduler.speedometer import Speedometer
     from scheduler.stores.sqlite import Store
     from scheduler.task_book import TaskBook
 
@@ -178,7 +179,8 @@ async def _serve(folder: Path, num_slots: int, task_s: float, ready: Connection)
     config = model_config.load(Path("model_configs") / f"{MODEL}.yaml")
     book = TaskBook(Store(folder / "plait.sqlite"), clock, lease_ttl_s=60.0)
     runner = Runner(book, num_slots, task_s)
-    explainer = Explainer(book.ledger, book.rules, runner, {MODEL: 1})
+    speedometer = Speedometer(book.ledger, runner)
+    explainer = Explainer(book.ledger, book.rules, runner, {MODEL: config}, speedometer)
     front = Front(
         book,
         Operations(book.ledger, book.rules.queue),

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from handlers import model_schema
+from handlers import model_schema, scale_section
+from handlers.scale_section import Scale
 from handlers.value_checks import show, size_bytes
 from handlers.yaml_lines import Document, Problem, UnreadableYaml, read
 
@@ -79,7 +80,7 @@ class ModelConfig:
     max_context: int
     #: Prompt tokens one prefill step takes.
     prefill_chunk: int
-    #: Replicas to keep unless an operator says otherwise.
+    #: Replicas to keep, or to begin with, unless an operator says otherwise.
     num_replicas: int
     #: "cpu" or "gpu".
     device_type: str
@@ -111,6 +112,8 @@ class ModelConfig:
     quantize: str = "none"
     #: "fast": a lost attempt goes on from its tokens; "exact": with bit-identical logits as well.
     resume: str = "fast"
+    #: How the number of replicas follows the work; None: it is fixed.
+    scale: Scale | None = None
     #: Handed to the engine as it is; for engines that are not ours.
     engine_options: dict[str, Any] = field(default_factory=dict)
 
@@ -224,6 +227,7 @@ def _build(value: dict[str, Any], path: Path) -> ModelConfig:
     is_explicit = isinstance(partition, list)
     kv_memory = plait.get("kv_memory", "auto")
     devices = value.get("deviceIds")
+    scale = scale_section.read(plait.get("scale"))
     return ModelConfig(
         name=plait.get("name", path.stem),
         task=plait["task"],
@@ -247,7 +251,8 @@ def _build(value: dict[str, Any], path: Path) -> ModelConfig:
         quantize=plait.get("quantize", "none"),
         resume=plait.get("resume", "fast"),
         engine_options=dict(plait.get("engine_options", {})),
-        num_replicas=plait.get("replicas", 1),
+        num_replicas=plait.get("replicas", 1 if scale is None else scale.clamped(1)),
+        scale=scale,
         device_type=value["deviceType"],
         device_ids=None if devices is None else tuple(devices),
         response_timeout_s=value.get("responseTimeout", DEFAULT_RESPONSE_TIMEOUT_S),

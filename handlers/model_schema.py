@@ -24,6 +24,7 @@ from handlers.value_checks import (
     layer_counts,
     mapping,
     never,
+    number_between,
     number_from,
     one_of,
     show,
@@ -132,6 +133,24 @@ PLAIT_KEYS: Final[Mapping[str, Check]] = {
     "resume": one_of("fast", "exact"),
     "engine_options": mapping,
     "replicas": whole(0),
+    "scale": mapping,
+}
+
+#: At least as long as a look at the load takes to tell anything.
+_LEAST_S: Final = 0.1
+
+SCALE_KEYS: Final[Mapping[str, Check]] = {
+    "min": whole(0),
+    "max": whole(1),
+    "target_wait_s": number_from(_LEAST_S),
+    "target_ttft_s": number_from(_LEAST_S),
+    "use_ratio": number_between(0.1, 1),
+    "band_ratio": number_between(0, 1),
+    "up_window_s": number_from(0),
+    "down_window_s": number_from(0),
+    "cooldown_s": number_from(0),
+    "idle_s": number_from(0),
+    "drain_s": number_from(0),
 }
 
 SOURCE_KEYS: Final[Mapping[str, Check]] = {
@@ -148,6 +167,7 @@ SECTIONS: Final[Mapping[KeyPath, tuple[Mapping[str, Check], tuple[str, ...]]]] =
     ("torchrun",): (TORCHRUN_KEYS, ("nproc-per-node", "rdzv-endpoint")),
     ("plait",): (PLAIT_KEYS, ("task", "source", "engine", "dtype", "max_context")),
     ("plait", "source"): (SOURCE_KEYS, ()),
+    ("plait", "scale"): (SCALE_KEYS, ("max",)),
 }
 
 
@@ -347,6 +367,26 @@ def _size_rules(_: Mapping[str, Any], good: Good, __: Collection[str]) -> Iterat
         )
 
 
+def _scale_rules(_: Mapping[str, Any], good: Good, __: Collection[str]) -> Iterator[Problem]:
+    scale = good.get(("plait", "scale"))
+    if scale is None or "max" not in scale:
+        return
+    least, most = scale.get("min", 1), scale["max"]
+    if least > most:
+        yield Problem(("plait", "scale", "min"), f"is {least}, more than max, which is {most}")
+        return
+    replicas = good.get(("plait",), {}).get("replicas")
+    if replicas is not None and not least <= replicas <= most:
+        yield Problem(("plait", "replicas"), f"is {replicas}; plait.scale allows {least} to {most}")
+    if "target_wait_s" in scale and "target_ttft_s" in scale:
+        yield Problem(
+            ("plait", "scale", "target_ttft_s"),
+            "is aimed at instead of target_wait_s; leave one of the two out",
+        )
+    if "idle_s" in scale and least > 0:
+        yield Problem(("plait", "scale", "idle_s"), "counts with min: 0 only; leave it out")
+
+
 _RULES: Final = (
     _parallel_rules,
     _device_rules,
@@ -354,4 +394,5 @@ _RULES: Final = (
     _engine_rules,
     _option_rules,
     _size_rules,
+    _scale_rules,
 )

@@ -104,6 +104,16 @@ def number_from(low: float) -> Check:
     return check
 
 
+def number_between(low: float, high: float) -> Check:
+    def check(value: object) -> str | None:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and low <= value <= high:  # type: ignore[operator]  # checked before it
+            return None
+        return f"must be a number from {low:g} to {high:g}"
+
+    return check
+
+
 def size(value: object) -> str | None:
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)) and float(match["number"]):
         return None

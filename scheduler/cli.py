@@ -206,14 +206,24 @@ def status(
 
 @app.command(rich_help_panel=TASK_PANEL)
 def explain(
-    task_id: TaskArgument,
+    task_id: Annotated[str, typer.Argument(help="A task's id, or the word scale.")],
+    model: Annotated[
+        str | None, typer.Argument(help="After scale: the model whose replicas are asked for.")
+    ] = None,
     as_json: JsonOption = False,
     tenant: TenantOption = None,
     address: AddressOption = None,
 ) -> None:
-    """Tell why a task waits and until when, or what its attempts were."""
+    """Tell why a task waits and until when, or what its attempts were; or, with the word scale and
+    a model, why so many of its replicas run."""
+    gateway = client(address, None, tenant)
     with told():
-        show(client(address, None, tenant).explain(task_id), as_json, tables.explanation_story)
+        if task_id != "scale":
+            show(gateway.explain(task_id), as_json, tables.explanation_story)
+        elif model is None:
+            raise InvalidRequest("name the model: plait explain scale <model>", field="model")
+        else:
+            show(gateway.explain_scale(model), as_json, tables.scale_story)
 
 
 @app.command(rich_help_panel=TASK_PANEL)

@@ -11,6 +11,7 @@ import grpc.aio
 
 from handlers.model_config import ModelConfig
 from scheduler import interpreter, plugins, policies
+from scheduler.autoscaler.scaler import Scaler
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
@@ -28,6 +29,7 @@ from scheduler.moves import Backoff, Preemption, Rules
 from scheduler.operations import Operations
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.settings import Settings
+from scheduler.speedometer import Speedometer
 from scheduler.stores import sqlite
 from scheduler.stores.base import Store
 from scheduler.task_book import TaskBook
@@ -56,16 +58,20 @@ async def open_control(
             book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
         )
         operations = Operations(book.ledger, rules.queue)
-        sidecar = Sidecar(configs, operations, dispatcher, reconcile_s=settings.reconcile_s)
+        speedometer = Speedometer(book.ledger, dispatcher)
+        scaler = Scaler(configs, book.ledger, speedometer, period_s=settings.scale_s)
+        sidecar = Sidecar(
+            configs, scaler, dispatcher, book.clear, clock, reconcile_s=settings.reconcile_s
+        )
         counters = {name: open_counter(config) for name, config in configs.items()}
         book.ledger.on_desired_replicas(sidecar.look_again)
+        book.ledger.on_queued(sidecar.has_queued)
         pressure = _pressure(settings, book, store)
         await pressure.look()
         if settings.require_keys:
             await check_operator(operations)
         bulks = BulkBook(book.ledger, book.rules, book.new_id)
-        replicas = {name: config.num_replicas for name, config in configs.items()}
-        explainer = Explainer(book.ledger, book.rules, dispatcher, replicas)
+        explainer = Explainer(book.ledger, book.rules, dispatcher, configs, speedometer)
         front = Front(
             book,
             operations,
@@ -87,7 +93,13 @@ async def open_control(
         )
         stack.push_async_callback(http.cleanup)
         interpreter.settle()
-        yield [dispatcher.run(), sidecar.run(), pressure.run(), upkeep.run()]
+        yield [
+            dispatcher.run(),
+            sidecar.run(),
+            speedometer.run(),
+            pressure.run(),
+            upkeep.run(),
+        ]
 
 
 def _pressure(settings: Settings, book: TaskBook, store: Store) -> Pressure:

@@ -19,13 +19,14 @@ It is an estimate: tasks that come later and go first, faults, and preemption ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import floor
 
 from scheduler.cluster_view import READY, ReplicaView, kept_slots, most_leased
 from scheduler.fair_queue import begun_cost, waiting_cost
 from scheduler.flow import Outlook, Tenant
+from scheduler.scaling import WarmUp
 from scheduler.service_rate import Rate
 from scheduler.task import Attempt, Task, TaskState
 
@@ -49,6 +50,8 @@ class Facts:
     num_desired: int
     rate: Rate | None
     class_weights: Mapping[str, int]
+    #: How long a replica takes that is being started.
+    warm_up: WarmUp = field(default_factory=WarmUp)
 
     @property
     def ready(self) -> list[ReplicaView]:
@@ -107,6 +110,11 @@ class Basis:
     was_full: bool = False
     #: What finished tasks have cost, as a part of what was estimated.
     used_ratio: float = 1.0
+    #: Seconds that nine of ten starts of a replica took at most, of how many on what kind of
+    #: device; None: a replica is ready, or none was measured.
+    start_s: float | None = None
+    num_starts: int = 0
+    start_kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +262,11 @@ def _no_replica(facts: Facts) -> list[Shortage]:
     why = [f"{r.name} is {r.state}" + (f": {r.detail}" if r.detail else "") for r in facts.replicas]
     told = "; ".join(why) or "no runner reports any"
     message = f"none of {facts.num_desired} replicas of {model} is ready: {told}"
+    if facts.warm_up.start_s is not None:
+        message += (
+            f"; nine of ten starts took {facts.warm_up.start_s:.0f} s at most "
+            f"(of {facts.warm_up.num_starts} on {facts.warm_up.device_kind or 'its devices'})"
+        )
     return [Shortage("no_replica_ready", message)]
 
 
@@ -303,18 +316,22 @@ def _basis(facts: Facts) -> Basis:
     known = Basis(
         outlook.num_tasks, outlook.cost, outlook.is_at_least, facts.num_slots, facts.num_free
     )
+    if not facts.ready:
+        start = facts.warm_up
+        known = replace(
+            known,
+            start_s=start.start_s,
+            num_starts=start.num_starts,
+            start_kind=start.device_kind,
+        )
     if rate is None:
         return known
-    return Basis(
-        known.num_tasks_ahead,
-        known.cost_ahead,
-        known.is_at_least,
-        known.num_slots,
-        known.num_free,
-        rate.per_slot * facts.num_slots,
-        rate.measured_s,
-        rate.was_full,
-        rate.used_ratio,
+    return replace(
+        known,
+        cost_per_s=rate.per_slot * facts.num_slots,
+        measured_s=rate.measured_s,
+        was_full=rate.was_full,
+        used_ratio=rate.used_ratio,
     )
 
 
@@ -327,9 +344,12 @@ def _starts_in_s(facts: Facts) -> tuple[float | None, str]:
     task = facts.task
     if task.state is TaskState.PAUSED:
         return None, "it is paused"
-    if not facts.num_desired or not facts.ready:
-        return None, "no replica is ready"
     rest_s = max(0.0, (task.not_before or facts.now) - facts.now)
+    if not facts.num_desired or not facts.ready:
+        left_s = facts.warm_up.left_s(facts.now) if facts.num_desired else None
+        if left_s is None or facts.outlook.num_tasks:
+            return None, "no replica is ready"
+        return max(rest_s, left_s), ""
     if not facts.is_held and facts.outlook.num_tasks < facts.num_free:
         return rest_s, ""
     if facts.rate is None:

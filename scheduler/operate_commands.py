@@ -56,12 +56,18 @@ def workers(
 
 def scale(
     model: Annotated[str, typer.Argument(help="A model's name.")],
-    replicas: Annotated[int, typer.Argument(help="Replicas to keep.", min=0)],
+    replicas: Annotated[str, typer.Argument(help="Replicas to keep; auto: as its config says.")],
     address: AddressOption = None,
 ) -> None:
     """Keep this many replicas of a model; surplus ones finish their work first."""
     with told():
-        answer = client(address).scale(model, replicas)
+        if replicas == "auto":
+            answer = client(address).scale_by_work(model)
+        elif replicas.isdecimal():
+            answer = client(address).scale(model, int(replicas))
+        else:
+            message = f"replicas: must be a whole number from 0, or auto, not {replicas!r:.40}"
+            raise InvalidRequest(message, field="replicas")
     print(f"{model}: {answer['desired_replicas']} replicas desired; see `plait workers`")
 
 

@@ -16,6 +16,7 @@ from scheduler.flow import Flow, Tenant
 from scheduler.keys import Key, Role
 from scheduler.ledger import Ledger
 from scheduler.records import changed
+from scheduler.scaling import ScaleStory, Wishes
 from scheduler.stores.base import Transaction
 
 #: A weight may be a thousandth to a thousandfold of the ordinary one; so may a cost factor.
@@ -191,9 +192,11 @@ class Operations:
 
     # -- replicas
 
-    async def desired_replicas(self) -> dict[str, int]:
-        """By model; only those that an operator has set, the others follow their config."""
-        return await self._ledger.store.read(lambda tx: tx.desired_replicas())
+    async def wishes(self) -> Wishes:
+        """How many replicas there should be, by who says so."""
+        return await self._ledger.store.read(
+            lambda tx: Wishes(tx.desired_replicas(), tx.scaled_replicas())
+        )
 
     async def set_desired_replicas(self, model: str, num_replicas: int) -> None:
         """Raises InvalidRequest."""
@@ -202,6 +205,23 @@ class Operations:
                 f"num_replicas is {num_replicas}; allowed is 0 or more", field="num_replicas"
             )
         await self._ledger.set_desired(lambda tx: tx.put_desired_replicas(model, num_replicas))
+
+    async def give_back_replicas(self, model: str) -> None:
+        """No operator says any more how many there should be: the model's config does, or the work
+        there is for it."""
+        await self._ledger.set_desired(lambda tx: tx.remove_desired_replicas(model))
+
+    async def scale_story(self, model: str, limit: int) -> ScaleStory:
+        """How the number of a model's replicas came about; at most ``limit`` decisions."""
+
+        def query(tx: Transaction) -> ScaleStory:
+            return ScaleStory(
+                Wishes(tx.desired_replicas(), tx.scaled_replicas()),
+                tuple(tx.measures(model)),
+                tuple(tx.scale_decisions(model, limit)),
+            )
+
+        return await self._ledger.store.read(query)
 
 
 def _new_key(tenant: str, role: Role, name: str, now: float) -> tuple[Key, str]:

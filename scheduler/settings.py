@@ -108,6 +108,11 @@ class Settings(BaseSettings):
     reconcile_s: float = Field(
         2.0, gt=0, description="Seconds between two looks of the sidecar at what should run."
     )
+    scale_s: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds between two decisions on how many replicas a model needs.",
+    )
     max_body_bytes: int = Field(
         8 * 1024 * 1024, ge=1024, description="Largest request body the gateway takes, in bytes."
     )

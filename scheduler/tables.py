@@ -218,13 +218,39 @@ def explanation_story(told: Any) -> str:
 
 
 def _basis(basis: Any) -> str:
-    if basis is None or basis["cost_per_s"] is None:
+    if basis is None:
+        return ""
+    if basis["start_s"] is not None:
+        kind = basis["start_kind"] or "its devices"
+        starts = f"{basis['num_starts']} starts on {kind}"
+        return f" (nine of ten of {starts} took {basis['start_s']:.0f} s at most)"
+    if basis["cost_per_s"] is None:
         return ""
     more = "at least " if basis["is_at_least"] else ""
     return (
         f" ({more}{basis['num_tasks_ahead']} tasks of cost {basis['cost_ahead']} ahead, "
         f"{basis['cost_per_s']:.0f} a second, measured for {basis['measured_s']:.0f} s)"
     )
+
+
+def scale_story(told: Any) -> Table:
+    """Why so many replicas of a model run: the last decisions, newest first."""
+    rule = told["rule"]
+    title = f"{told['model']}: {told['desired_replicas']} replicas, by {told['decided_by']}"
+    if rule is not None:
+        title += f"; {rule['min']} to {rule['max']} allowed"
+    table = _table("SINCE", "LAST", "TIMES", "REPLICAS", "WHY")
+    table.title, table.title_justify = title, "left"
+    for each in told["decisions"]:
+        same = each["num_before"] == each["num_after"]
+        table.add_row(
+            _moment(each["decided_at"]),
+            _moment(each["last_at"]),
+            str(each["num_times"]),
+            str(each["num_after"]) if same else f"{each['num_before']} to {each['num_after']}",
+            f"{each['reason']}: {each['message']}",
+        )
+    return table
 
 
 def _section(engine: Any, name: str) -> Any:

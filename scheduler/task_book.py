@@ -187,6 +187,14 @@ class TaskBook:
         now = self.ledger.clock.now()
         return await self.ledger.run(lambda tx: moves.preempt(tx, self.rules, model, now))
 
+    async def clear(self, runner: str, replica: str, reason: str) -> list[Task]:
+        """Park all work of a replica that can go on elsewhere; its holder learns it through the
+        ``on_lease_ended`` listener."""
+        now = self.ledger.clock.now()
+        return await self.ledger.run(
+            lambda tx: moves.clear(tx, self.rules, runner, replica, reason, now)
+        )
+
     async def append(self, task_id: str, fence: int, chunks: Sequence[JournalChunk]) -> int:
         """Add to the journal; chunks already there are skipped (a repeat after a reconnect), a gap
         raises ValueError. Returns the next expected seq."""

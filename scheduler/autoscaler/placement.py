@@ -1,9 +1,10 @@
 """Decides which replicas each node should run.
 
-What runs stays where it is. A replica too many goes: first one that is not ready, then the one with
-the least in flight, then the highest index. A new one goes to the node with the fewest of its model
-that has enough devices free, under the lowest index nobody uses. A replica that is on its way out
-holds its name and its devices until it is gone, so no two workers ever share a device.
+What runs stays where it is. A replica too many goes: first one that is on its way out already, then
+one that is not ready, then the one with the least in flight, then the highest index. A new one goes
+to the node with the fewest of its model that has enough devices free, under the lowest index nobody
+uses. A replica that is on its way out holds its name and its devices until it is gone, so no two
+workers ever share a device.
 
 Pure: nodes as they were seen and counts as they are wanted go in, a plan comes out.
 """
@@ -41,6 +42,8 @@ class Plan:
 class _Node:
     view: NodeView
     present: dict[str, ReplicaView]
+    #: Names of the last plan.
+    planned: frozenset[str] = frozenset()
     wanted: dict[str, Placed] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
 
@@ -94,7 +97,7 @@ def _seen(view: NodeView, previous: Iterable[Placed]) -> _Node:
         present[replica.name] = ReplicaView(
             replica.name, replica.model, replica.state, replica.capacity, replica.in_flight, known
         )
-    node = _Node(view, present)
+    node = _Node(view, present, frozenset(planned))
     node.taken = {device for replica in present.values() for device in replica.device_ids}
     return node
 
@@ -118,10 +121,13 @@ def _keep(config: ModelConfig, count: int, cluster: Sequence[_Node]) -> int:
     return kept
 
 
-def _worth(node: _Node, replica: ReplicaView) -> tuple[bool, bool, int, int, str]:
+def _worth(node: _Node, replica: ReplicaView) -> tuple[bool, bool, bool, int, int, str]:
     """Sorts what to keep first."""
     is_away, is_ready = not node.view.connected, replica.state == READY
-    return is_away, not is_ready, -replica.in_flight, _index(replica.name), node.view.runner_id
+    # Where there is a last plan, what it let go is on its way out and stays so.
+    is_leaving = bool(node.planned) and replica.name not in node.planned
+    index = _index(replica.name)
+    return is_away, is_leaving, not is_ready, -replica.in_flight, index, node.view.runner_id
 
 
 def _devices_of(config: ModelConfig, node: _Node, replica: ReplicaView) -> tuple[int, ...] | None:

@@ -2,23 +2,26 @@
 
 Every few seconds, and whenever a node or a replica changes, it looks at what is there and what is
 wanted, has :mod:`scheduler.autoscaler.placement` decide, and tells each runner what it should run.
-The runners carry it out. An operator's number, kept in the store, overrides the config's.
+The runners carry it out. How many replicas are wanted says :mod:`scheduler.autoscaler.scaler`. Work
+on a replica that goes may finish; after the model's ``drain_s`` it is parked to its journal.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 
 from handlers.model_config import ModelConfig
+from scheduler.autoscaler.drains import Drains
 from scheduler.autoscaler.placement import Placed, Plan, place
+from scheduler.autoscaler.scaler import Scaler
+from scheduler.clock import Clock
 from scheduler.cluster_view import NodeView
 from scheduler.errors import StoreUnavailable
-from scheduler.operations import Operations
 from scheduler.rpc import plait_pb2 as pb
 
 log = structlog.get_logger(__name__)
@@ -46,14 +49,20 @@ class Sidecar:
     def __init__(
         self,
         configs: Mapping[str, ModelConfig],
-        operations: Operations,
+        scaler: Scaler,
         cluster: Cluster,
+        park: Callable[[str, str, str], Awaitable[object]],
+        clock: Clock,
         *,
         reconcile_s: float = 2.0,
     ) -> None:
+        """``park`` takes all work from a replica of a runner that has drained for too long; the
+        third argument says why."""
         self._configs = configs
-        self._operations = operations
+        self._scaler = scaler
         self._cluster = cluster
+        self._drains = Drains(configs)
+        self._park, self._clock = park, clock
         self._reconcile_s = reconcile_s
         self._plan = Plan({})
         self._wake = asyncio.Event()
@@ -66,6 +75,11 @@ class Sidecar:
     def look_again(self) -> None:
         """Look now: an operator has changed a number."""
         self._wake.set()
+
+    def has_queued(self, model: str) -> None:
+        """A task of the model waits; if nobody is there to do it, somebody has to be started."""
+        if self._scaler.wake(model):
+            self._wake.set()
 
     async def run(self) -> None:
         """Look, decide and tell, until cancelled."""
@@ -81,11 +95,8 @@ class Sidecar:
             self._wake.clear()
 
     async def _reconcile(self) -> None:
-        overrides = await self._operations.desired_replicas()
-        desired = {
-            name: overrides.get(name, config.num_replicas) for name, config in self._configs.items()
-        }
         nodes = self._cluster.nodes()
+        desired = await self._scaler.desired(nodes, self._plan.replicas)
         before, self._plan = (
             self._plan,
             place(desired, self._configs, nodes, self._plan.replicas),
@@ -94,6 +105,10 @@ class Sidecar:
         for node in nodes:
             if node.connected:
                 self._cluster.want(node.runner_id, _messages(self._plan.replicas[node.runner_id]))
+        now = self._clock.monotonic()
+        for runner_id, replica, reason in self._drains.look(nodes, self._plan.replicas, now):
+            log.warning("drain_ended", runner=runner_id, replica=replica, why=reason)
+            await self._park(runner_id, replica, reason)
 
     def _log_changes(self, before: Plan, desired: Mapping[str, int]) -> None:
         for runner_id, replicas in self._plan.replicas.items():

@@ -27,6 +27,15 @@ class Operating(Calls):
         path = f"/v1/models/{part(model)}/replicas"
         return cast(shapes.Model, self.call("PUT", path, {"replicas": num_replicas}))
 
+    def scale_by_work(self, model: str) -> shapes.Model:
+        """Let the model's config, or the work there is, say again how many replicas should run."""
+        return cast(shapes.Model, self.call("DELETE", f"/v1/models/{part(model)}/replicas"))
+
+    def explain_scale(self, model: str, limit: int = 20) -> shapes.ScaleStory:
+        """How many replicas of a model should run, who says so, and the last decisions."""
+        path = f"/v1/models/{part(model)}/scale?limit={limit}"
+        return cast(shapes.ScaleStory, self.call("GET", path))
+
     # -- tenants
 
     def tenants(self) -> shapes.TenantList:

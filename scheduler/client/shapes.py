@@ -237,6 +237,9 @@ class Basis(TypedDict):
     measured_s: float
     was_full: bool
     used_ratio: float
+    start_s: float | None
+    num_starts: int
+    start_kind: str
 
 
 class AttemptStory(TypedDict):
@@ -266,6 +269,47 @@ class Explanation(TypedDict):
     attempts: list[AttemptStory]
     waited_s: float
     worked_s: float
+
+
+class ScaleMeasure(TypedDict):
+    """What replicas of a model were measured to do on one kind of device."""
+
+    device_kind: str
+    cost_per_slot: float | None
+    was_full: bool
+    first_chunk_s: float | None
+    start_s: float | None
+    num_starts: int
+
+
+class ScaleDecision(TypedDict):
+    """One decision, or several in a row that came to the same."""
+
+    number: int
+    decided_at: float
+    last_at: float
+    num_times: int
+    #: "up", "down" or "nothing".
+    action: str
+    num_before: int
+    num_after: int
+    reason: str
+    message: str
+    inputs: dict[str, Any]
+
+
+class ScaleStory(TypedDict):
+    """How many replicas of a model should run, and how it came about."""
+
+    model: str
+    desired_replicas: int
+    #: "operator", "work" or "config".
+    decided_by: str
+    #: None: the number is fixed.
+    rule: dict[str, Any] | None
+    measures: list[ScaleMeasure]
+    #: Newest first.
+    decisions: list[ScaleDecision]
 
 
 class Bulk(_InClass):

@@ -103,8 +103,8 @@ class Front:
 
     async def desired_replicas(self) -> dict[str, int]:
         """Replicas that should run, by model."""
-        chosen = await self.operations.desired_replicas()
-        return {n: chosen.get(n, config.num_replicas) for n, config in self.models.items()}
+        wishes = await self.operations.wishes()
+        return {name: wishes.of(config) for name, config in self.models.items()}
 
     async def is_healthy(self) -> bool:
         """Whether work can be accepted: the store answers."""
@@ -235,8 +235,9 @@ class Front:
             await asyncio.gather(*self._leaving)
 
     async def require_replicas(self, model: str) -> None:
-        """Raises NoReplicas."""
-        if (await self.desired_replicas())[model] == 0:
+        """Raises NoReplicas; work for a model that scales from none is what starts one."""
+        config, wishes = self.models[model], await self.operations.wishes()
+        if wishes.of(config) == 0 and not wishes.is_automatic(config):
             raise NoReplicas(
                 f"model {model!r} is scaled to 0 replicas, so nobody would serve the request; "
                 f"an operator can change that with PUT /v1/models/{model}/replicas"

@@ -13,9 +13,17 @@ from scheduler.cluster_view import READY
 from scheduler.errors import InvalidRequest
 from scheduler.gateway import views
 from scheduler.gateway.front import Front
-from scheduler.gateway.http_request import FRONT, json_body, operators_only
+from scheduler.gateway.http_request import (
+    FRONT,
+    json_body,
+    operators_only,
+    query_integer,
+    refuse_unknown,
+)
+from scheduler.scaling import MAX_DECISIONS
 
 MAX_REPLICAS = 1000
+SCALE_PARAMETERS = ("limit",)
 
 
 async def ping(request: web.Request) -> web.Response:
@@ -68,6 +76,26 @@ async def set_replicas(request: web.Request) -> web.StreamResponse:
     return web.json_response((await _models(front, [config.name]))[0])
 
 
+@operators_only
+async def give_back_replicas(request: web.Request) -> web.StreamResponse:
+    """Let the model's config, or the work there is, say again how many replicas should run."""
+    front = request.app[FRONT]
+    config = front.model(request.match_info["model"])
+    await front.operations.give_back_replicas(config.name)
+    return web.json_response((await _models(front, [config.name]))[0])
+
+
+@operators_only
+async def scale(request: web.Request) -> web.StreamResponse:
+    """How many replicas of a model should run, who says so, and the decisions that led there."""
+    front = request.app[FRONT]
+    config = front.model(request.match_info["model"])
+    refuse_unknown(request.query, SCALE_PARAMETERS)
+    limit = query_integer(request, "limit", 1, MAX_DECISIONS, 20)
+    story = await front.operations.scale_story(config.name, limit)
+    return web.json_response(views.scale(config, story))
+
+
 async def _models(front: Front, names: list[str]) -> list[dict[str, Any]]:
     desired, queued = await front.desired_replicas(), await front.book.depth()
     nodes = front.cluster.nodes()
@@ -82,5 +110,7 @@ ROUTES = [
     web.get("/v1/models", models),
     web.get("/v1/models/{model}", model),
     web.put("/v1/models/{model}/replicas", set_replicas),
+    web.delete("/v1/models/{model}/replicas", give_back_replicas),
+    web.get("/v1/models/{model}/scale", scale),
     web.get("/v1/workers", workers),
 ]

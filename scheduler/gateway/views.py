@@ -21,6 +21,7 @@ from scheduler.cluster_view import NodeView
 from scheduler.explanation import Explanation
 from scheduler.keys import Key
 from scheduler.operations import TenantView
+from scheduler.scaling import ScaleDecision, ScaleStory
 from scheduler.task import Attempt, JournalChunk, Task, TaskEvent, TaskState
 
 #: Fields of a task that a client sees as they are.
@@ -178,6 +179,34 @@ def model(
         "queued": queued,
         "replicas": replicas,
     }
+
+
+def scale(config: ModelConfig, story: ScaleStory) -> dict[str, Any]:
+    """How many replicas of a model should run, who says so, and how it came about."""
+    measures = [
+        {
+            "device_kind": each.device_kind,
+            "cost_per_slot": each.cost_per_slot,
+            "was_full": each.was_full,
+            "first_chunk_s": each.first_chunk_s,
+            "start_s": each.start_s,
+            "num_starts": len(each.start_times_s),
+        }
+        for each in story.measures
+    ]
+    return {
+        "model": config.name,
+        "desired_replicas": story.wishes.of(config),
+        "decided_by": story.wishes.by(config),
+        "rule": None if config.scale is None else asdict(config.scale),
+        "measures": measures,
+        "decisions": [decision(each) for each in story.decisions],
+    }
+
+
+def decision(given: ScaleDecision) -> dict[str, Any]:
+    """One decision on a model's replicas; its model is known."""
+    return {name: value for name, value in records.asdict(given).items() if name != "model"}
 
 
 def key(given: Key) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from scheduler.moves.dispatch import (
 )
 from scheduler.moves.intake import add_all, admit, submit
 from scheduler.moves.ownership import cancel, pause, requeue, resume
-from scheduler.moves.upkeep import extend_all, preempt, purge, sweep
+from scheduler.moves.upkeep import clear, extend_all, preempt, purge, sweep
 
 __all__ = [
     "CANCELLED_STATUS",
@@ -42,6 +42,7 @@ __all__ = [
     "attempts",
     "cancel",
     "claim",
+    "clear",
     "extend_all",
     "fail",
     "owned",

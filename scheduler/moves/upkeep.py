@@ -56,6 +56,14 @@ def preempt(tx: Transaction, rules: Rules, model: str, now: float) -> Outcome[li
     return gather([parked])
 
 
+def clear(
+    tx: Transaction, rules: Rules, runner: str, replica: str, reason: str, now: float
+) -> Outcome[list[Task]]:
+    """Park all work of a replica; what cannot go on from its journal is left to finish."""
+    leases = [task for task in tx.leases(runner) if task.replica == replica and can_go_on(task)]
+    return gather(park(tx, rules, task, reason, now) for task in leases)
+
+
 def purge(tx: Transaction, finished_before: float, limit: int) -> int:
     """Remove tasks that ended before a moment, with all that belongs to them; how many."""
     return tx.delete_finished(finished_before, limit)

@@ -322,6 +322,9 @@ class Flows(base.FlowTables):
     def put_desired_replicas(self, model: str, num_replicas: int) -> None:
         self._db.write(_PUT_REPLICAS, model, num_replicas)
 
+    def remove_desired_replicas(self, model: str) -> None:
+        self._db.write("DELETE FROM desired_replicas WHERE model = ?", model)
+
 
 def _ahead(row: Any) -> Ahead:
     return Ahead(round(row[0]), round(row[1]), int(row[2]))

@@ -8,10 +8,11 @@ from scheduler.stores import base
 from scheduler.stores._connection import Connection
 from scheduler.stores._flows_sql import Flows
 from scheduler.stores._others_sql import Others
+from scheduler.stores._scaling_sql import Scaling
 from scheduler.stores._tasks_sql import Tasks
 
 
-class Transaction(Others, Flows, base.Transaction):
+class Transaction(Others, Scaling, base.Transaction):
     """The statements, on one connection."""
 
     def __init__(self, db: Connection, tell: Callable[[base.News], None] | None = None) -> None:

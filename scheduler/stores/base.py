@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 from scheduler.bulk import Bulk
 from scheduler.flow import Ahead, Band, Flow, Tenant
 from scheduler.keys import Key
+from scheduler.scaling import Measure, ModelLoad, ScaleDecision
 from scheduler.task import Attempt, JournalChunk, Task, TaskState
 
 T = TypeVar("T")
@@ -226,6 +227,10 @@ class FlowTables(Protocol):
 
     def put_desired_replicas(self, model: str, num_replicas: int) -> None: ...
 
+    def remove_desired_replicas(self, model: str) -> None:
+        """Nobody says any more how many there should be; nothing happens when nobody did."""
+        ...
+
 
 class OtherTables(Protocol):
     """Bulks, and tenants' keys."""
@@ -274,7 +279,36 @@ class OtherTables(Protocol):
         ...
 
 
-class Transaction(TaskTables, FlowTables, OtherTables, Protocol):
+class ScalingTables(Protocol):
+    """The work there is, what replicas were measured to do, and what was decided."""
+
+    def load(self, model: str) -> ModelLoad:
+        """Of what is queued, only what tenants' limits on tasks in flight allow to run now counts
+        as work there is."""
+        ...
+
+    def scaled_replicas(self) -> dict[str, int]:
+        """Those that were decided from the work, by model."""
+        ...
+
+    def put_scaled_replicas(self, model: str, num_replicas: int) -> None: ...
+
+    def measures(self, model: str) -> list[Measure]:
+        """By device kind."""
+        ...
+
+    def put_measure(self, measure: Measure) -> None: ...
+
+    def scale_decisions(self, model: str, limit: int) -> list[ScaleDecision]:
+        """Newest first."""
+        ...
+
+    def put_scale_decision(self, decision: ScaleDecision) -> None:
+        """Write one, in the place of one of the same number; the oldest go."""
+        ...
+
+
+class Transaction(TaskTables, FlowTables, OtherTables, ScalingTables, Protocol):
     """Reads and writes of one command. It is valid only while the command runs."""
 
     def tell(self, news: News) -> None:

@@ -18,6 +18,7 @@ from typing import Final
 from scheduler.bulk import Bulk
 from scheduler.flow import Band, Flow, Tenant
 from scheduler.keys import Key
+from scheduler.scaling import Measure, ScaleDecision
 from scheduler.stores import sqlite
 from scheduler.task import Attempt, JournalChunk, Task
 
@@ -40,6 +41,9 @@ TABLES: Final[dict[str, tuple[type | None, str]]] = {
     "classes": (None, "A priority class whose weight an operator has set."),
     "cost_factors": (None, "A kind of device whose cost an operator has set."),
     "desired_replicas": (None, "A model whose number of replicas an operator has set."),
+    "scaled_replicas": (None, "A model whose number of replicas follows its work."),
+    "replica_measures": (Measure, "What replicas of a model do on one kind of device."),
+    "scale_decisions": (ScaleDecision, "A decision on how many replicas a model needs."),
     "batches": (None, "One row, by which control planes see that another has written."),
     "alembic_version": (None, "One row: the version of the schema."),
 }
@@ -94,6 +98,15 @@ COLUMNS: Final = {
     "cost_factors.device_kind": "As runners report it.",
     "cost_factors.factor_permille": "What a weighted token costs there, in thousandths.",
     "desired_replicas.num_replicas": "How many there should be.",
+    "scaled_replicas.num_replicas": "How many were decided on last.",
+    "replica_measures.was_full": "Whether every slot was busy meanwhile.",
+    "replica_measures.start_times_s": "Seconds of the last starts, oldest first, JSON.",
+    "scale_decisions.num_before": "Replicas wanted before it.",
+    "scale_decisions.num_after": "Replicas wanted after it.",
+    "scale_decisions.decided_at": "When it was made first.",
+    "scale_decisions.last_at": "When it was made last.",
+    "scale_decisions.message": "The same, as a sentence.",
+    "scale_decisions.inputs": "What it was decided from, the last time, JSON.",
     "batches.id": "1.",
     "batches.num_committed": "Batches of commands that were committed.",
     "alembic_version.version_num": "The last migration that was run.",

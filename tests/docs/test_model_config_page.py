@@ -19,6 +19,7 @@ HEADINGS: dict[KeyPath, str] = {
     ("torchrun",): "## `torchrun`",
     ("plait",): "## `plait`",
     ("plait", "source"): "## `plait.source`",
+    ("plait", "scale"): "## `plait.scale`",
 }
 EXAMPLE = next(b.code for b in blocks("yaml") if "deviceType" in b.code)
 

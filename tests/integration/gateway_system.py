@@ -31,6 +31,7 @@ from scheduler.gateway.http import open_http
 from scheduler.gateway.pressure import Pressure
 from scheduler.gateway.tokens import open_counters
 from scheduler.operations import Operations
+from scheduler.speedometer import Speedometer
 from scheduler.stores.sqlite import Store
 from scheduler.task import Grant, JournalChunk, Task, TaskError
 from scheduler.task_book import TaskBook
@@ -220,7 +221,7 @@ class GatewaySystem:
             min_free_disk_bytes=1000,
         )
         await self.pressure.look()
-        replicas = {name: config.num_replicas for name, config in MODELS.items()}
+        speedometer = Speedometer(self.book.ledger, self.cluster)
         self.front = Front(
             self.book,
             self.operations,
@@ -229,7 +230,7 @@ class GatewaySystem:
             self.cluster,
             clock,
             BulkBook(self.book.ledger, self.book.rules, self.book.new_id),
-            Explainer(self.book.ledger, self.book.rules, self.cluster, replicas),
+            Explainer(self.book.ledger, self.book.rules, self.cluster, MODELS, speedometer),
             pressure=self.pressure,
             require_keys=self.require_keys,
         )

@@ -12,6 +12,8 @@ from typing import Any
 import grpc
 
 from handlers.model_config import ModelConfig, Source
+from handlers.scale_section import Scale
+from scheduler.autoscaler.scaler import Scaler
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.clock import SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
@@ -22,6 +24,7 @@ from scheduler.operations import Operations
 from scheduler.policies import virtual_time
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.runner.service import Identity, Runner
+from scheduler.speedometer import Speedometer
 from scheduler.stores import sqlite
 from scheduler.task import Submission, Task
 from scheduler.task_book import TaskBook
@@ -31,10 +34,12 @@ from scheduler.torchserve.inference import Inference
 from scheduler.torchserve.management import Management
 
 REPLICA = "counting__r0"
+#: Replicas there may be.
+NUM_FOLDERS = 3
 CLOCK = SystemClock()
 
 
-def config(num_replicas: int = 1) -> ModelConfig:
+def config(num_replicas: int = 1, scale: Scale | None = None) -> ModelConfig:
     return ModelConfig(
         name="counting",
         task="generate",
@@ -52,6 +57,7 @@ def config(num_replicas: int = 1) -> ModelConfig:
         device_ids=None,
         response_timeout_s=60,
         startup_timeout_s=60,
+        scale=scale,
     )
 
 
@@ -80,6 +86,8 @@ class Control(Running):
         self.lease_ttl_s = 10.0
         #: When the next opening has running work make room; None: never.
         self.preemption: Preemption | None = None
+        #: How the next opening scales its model; None: one replica.
+        self.scale: Scale | None = None
 
     async def open(self) -> None:
         self.store = sqlite.Store(self.folder / "plait.db")
@@ -90,9 +98,14 @@ class Control(Running):
         self.dispatcher = Dispatcher(
             self.book, CLOCK, lease_ttl_s=self.lease_ttl_s, heartbeat_s=0.2, sweep_s=0.1
         )
-        sidecar = Sidecar({"counting": config()}, self.operations, self.dispatcher, reconcile_s=0.2)
+        configs = {"counting": config(scale=self.scale)}
+        self.speedometer = Speedometer(self.book.ledger, self.dispatcher)
+        scaler = Scaler(configs, self.book.ledger, self.speedometer, period_s=0.2)
+        sidecar = Sidecar(configs, scaler, self.dispatcher, self.book.clear, CLOCK, reconcile_s=0.2)
+        self.book.ledger.on_queued(sidecar.has_queued)
         self.start(self.dispatcher.run())
         self.start(sidecar.run())
+        self.start(self.speedometer.run())
         self.server = grpc.aio.server(options=SERVER_OPTIONS)
         rpc.add_RunnerServiceServicer_to_server(self.dispatcher, self.server)
         assert self.server.add_insecure_port(f"127.0.0.1:{self.port}") == self.port
@@ -111,8 +124,10 @@ class Node(Running):
         super().__init__()
         self.folder, self.port = folder, port
         store = folder / "archives"
-        (store / REPLICA / "MAR-INF").mkdir(parents=True)
-        (store / REPLICA / "MAR-INF" / "MANIFEST.json").write_text("{}")
+        for index in range(NUM_FOLDERS):
+            manifest = store / f"counting__r{index}" / "MAR-INF" / "MANIFEST.json"
+            manifest.parent.mkdir(parents=True)
+            manifest.write_text("{}")
         self.torchserve = FakeTorchServe(folder / "state", store)
 
     def open(self) -> None:
@@ -186,13 +201,16 @@ class System:
 
 
 @asynccontextmanager
-async def running_system(folder: Path, port: int, monkeypatch: Any) -> AsyncIterator[System]:
-    """A control plane and a node whose one replica is being started."""
+async def running_system(
+    folder: Path, port: int, monkeypatch: Any, scale: Scale | None = None
+) -> AsyncIterator[System]:
+    """A control plane and a node whose first replica is being started."""
     monkeypatch.setattr(
         "scheduler.runner.replicas.build_replica",
         lambda config, store, index, device_ids: store / f"{config.name}__r{index}",
     )
     system = System(Control(folder, port), Node(folder, port))
+    system.control.scale = scale
     await system.node.torchserve.start()
     await system.control.open()
     system.node.open()

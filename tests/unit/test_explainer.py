@@ -10,9 +10,11 @@ import pytest_asyncio
 from scheduler.clock import ManualClock
 from scheduler.cluster_view import NodeView, ReplicaView
 from scheduler.explainer import Explainer
+from scheduler.speedometer import Speedometer
 from scheduler.stores.sqlite import Store
 from scheduler.task import JournalChunk, Submission
 from scheduler.task_book import TaskBook
+from scheduler.testing.models import config
 from scheduler.testing.tasks import MODEL, submission
 
 
@@ -33,7 +35,10 @@ class Work:
     def __init__(self) -> None:
         self.clock, self.cluster = ManualClock(), Cluster()
         self.book = TaskBook(Store(":memory:"), self.clock, lease_ttl_s=1e9)
-        self.explainer = Explainer(self.book.ledger, self.book.rules, self.cluster, {MODEL: 1})
+        ledger = self.book.ledger
+        speedometer = Speedometer(ledger, self.cluster)
+        configs = {MODEL: config()}
+        self.explainer = Explainer(ledger, self.book.rules, self.cluster, configs, speedometer)
 
     async def submit(self, given: Submission | None = None) -> str:
         return (await self.book.submit(given or submission()))[0].id

@@ -3,31 +3,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from handlers.model_config import ModelConfig, Source
+from handlers.model_config import ModelConfig
 from scheduler.autoscaler.placement import Placed, Plan, place
 from scheduler.cluster_view import NodeView, ReplicaView
-
-
-def config(name: str = "demo", **changes: Any) -> ModelConfig:
-    values: dict[str, Any] = {
-        "task": "generate",
-        "source": Source("folder", "/models"),
-        "engine": "pipelined",
-        "dtype": "float32",
-        "num_stages": 2,
-        "partition": None,
-        "num_lanes": None,
-        "max_batch": 4,
-        "max_context": 1024,
-        "prefill_chunk": 64,
-        "num_replicas": 1,
-        "device_type": "cpu",
-        "device_ids": None,
-        "response_timeout_s": 60,
-        "startup_timeout_s": 60,
-    }
-    return ModelConfig(name=name, **{**values, **changes})
-
+from scheduler.testing.models import config
 
 GPU = config(device_type="gpu")
 
@@ -201,3 +180,11 @@ def test_a_runner_that_is_away_gets_nothing_new() -> None:
 
     assert names(found) == []
     assert found.shortages == {"demo": "no runner is connected"}
+
+
+def test_a_replica_that_was_let_go_is_not_taken_back_in_place_of_one_that_stays() -> None:
+    nodes = [node("one", replica("demo__r0"), replica("demo__r1", state="starting"))]
+
+    plan = place({"demo": 1}, {"demo": config()}, nodes, {"one": [Placed("demo__r1", "demo")]})
+
+    assert [placed.name for placed in plan.replicas["one"]] == ["demo__r1"]
