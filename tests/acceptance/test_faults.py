@@ -6,12 +6,14 @@ tokens of an undisturbed run, none missing and none twice, and the attempts say 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
 
 import psutil
 import pytest
+import requests
 
 from tests.acceptance.conftest import Reference
 from tests.acceptance.system import System, events
@@ -33,21 +35,21 @@ VICTIMS: dict[str, Callable[[System], psutil.Process]] = {
 
 def watch_to_the_end(system: System, task: str) -> list[int]:
     """A client's tokens; it attaches again with its cursor whenever its stream breaks."""
-    import requests
-
     tokens: list[int] = []
     cursor = 0
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
+
+    def attach() -> bool:
+        nonlocal cursor
+        with contextlib.suppress(requests.RequestException):
             for event in events(system, task, cursor):
-                tokens += event.get("token_ids", ())
+                tokens.extend(event.get("token_ids", ()))
                 cursor = event["cursor"]
                 if event["kind"] == "end":
-                    return tokens
-        except requests.RequestException:
-            time.sleep(0.1)
-    raise AssertionError(f"the task did not end; {len(tokens)} tokens came")
+                    return True
+        return False
+
+    wait_for("the task to end", attach, 120)
+    return tokens
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
