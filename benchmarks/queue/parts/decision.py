@@ -20,7 +20,7 @@ from benchmarks.queue.bench import Bench
 from benchmarks.queue.figures import growth
 from benchmarks.report import Figure
 from scheduler.clock import SystemClock
-from scheduler.flow import Flow
+from scheduler.flow import DEFAULT_CLASS, Band, Flow
 from scheduler.ids import IdSource
 from scheduler.stores.base import Store, Transaction
 from scheduler.stores.sqlite import Store as SqliteStore
@@ -96,7 +96,7 @@ async def _measure(bench: Bench, size: Size) -> Times:
         old.unlink()
     began = time.perf_counter()
     store = SqliteStore(path)
-    await _fill(store, size)
+    await fill(store, size)
     await store.close()
     filling_s = time.perf_counter() - began
     store = _WatchedStore(path)
@@ -113,14 +113,18 @@ class _WatchedStore(SqliteStore):
 
     took_s = 0.0
 
-    async def run(self, command: Callable[[Transaction], T]) -> T:
+    async def run(
+        self,
+        command: Callable[[Transaction], T],
+        then: Callable[[T | None, BaseException | None], None] | None = None,
+    ) -> T:
         def watched(tx: Transaction) -> T:
             began = time.perf_counter()
             value = command(tx)
             self.took_s = time.perf_counter() - began
             return value
 
-        return await super().run(watched)
+        return await super().run(watched, then)
 
 
 async def _claims(store: _WatchedStore, count: int) -> list[tuple[float, float]]:
@@ -140,13 +144,17 @@ async def _claims(store: _WatchedStore, count: int) -> list[tuple[float, float]]
 # ------------------------------------------------------------------------------------- filling
 
 
-async def _fill(store: Store, size: Size) -> None:
+async def fill(store: Store, size: Size) -> None:
+    """Queue tasks of the tenants in turn, as if all had been accepted at this moment."""
     tasks = _tasks(size)
     while some := list(islice(tasks, _NUM_A_FILL)):
         await store.run(lambda tx, some=some: _add(some, tx.add_task))
     flows = _flows(size)
     while some_flows := list(islice(flows, _NUM_A_FILL)):
         await store.run(lambda tx, some=some_flows: _add(some, tx.put_flow))
+    num_active = min(size.num_tenants, size.num_queued)
+    band = Band(MODEL, DEFAULT_CLASS, num_active=num_active, policy="virtual_time")
+    await store.run(lambda tx: tx.put_band(band))
 
 
 def _add(what: Iterable[T], put: Callable[[T], None]) -> None:
@@ -172,15 +180,23 @@ def _tasks(size: Size) -> Iterator[Task]:
             prompt_cost=given.prompt_cost,
             cost_per_token=given.cost_per_token,
             accepted_at=now,
+            queued_at=now,
         )
 
 
 def _flows(size: Size) -> Iterator[Flow]:
-    draw = random.Random(1)
+    draw, cost = random.Random(1), submission().estimated_cost
     for number in range(min(size.num_tenants, size.num_queued)):
         num_queued = (size.num_queued - number - 1) // size.num_tenants + 1
         virtual_time = draw.randrange(_MOST_VIRTUAL_TIME)
-        yield Flow(MODEL, _tenant(number), virtual_time, num_queued)
+        yield Flow(
+            MODEL,
+            DEFAULT_CLASS,
+            _tenant(number),
+            virtual_time,
+            num_queued=num_queued,
+            queued_cost=num_queued * cost,
+        )
 
 
 def _tenant(number: int) -> str:
