@@ -13,25 +13,17 @@ from tests.waiting import wait_for
 pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
 
 
-def run(system: System, *arguments: str) -> str:
-    """What a command printed to standard output; it must succeed."""
-    process = system.plait(*arguments)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return output
-
-
 def test_generate_prints_the_text_and_nothing_else(system: System, reference: Reference) -> None:
-    output = run(system, "generate", "def main():\n", "--max-new-tokens", "30")
+    output = system.run("generate", "def main():\n", "--max-new-tokens", "30")
 
     assert output == reference.text("def main():\n", 30)
 
 
 def test_a_submitted_task_is_watched_by_its_id(system: System, reference: Reference) -> None:
-    task = run(system, "submit", "class A:\n", "--max-new-tokens", "20").strip()
+    task = system.run("submit", "class A:\n", "--max-new-tokens", "20").strip()
 
-    assert run(system, "watch", task) == reference.text("class A:\n", 20)
-    story = run(system, "status", task)
+    assert system.run("watch", task) == reference.text("class A:\n", 20)
+    story = system.run("status", task)
     assert "succeeded" in story
     assert "attempt 1 on demo__r0" in story
 
@@ -39,7 +31,7 @@ def test_a_submitted_task_is_watched_by_its_id(system: System, reference: Refere
 def test_a_cancelled_task_says_so(system: System) -> None:
     task = system.submit("demo", prompt="z = ", max_new_tokens=900, ignore_eos=True)
 
-    assert run(system, "cancel", task).strip() == "cancelled"
+    assert system.run("cancel", task).strip() == "cancelled"
     assert system.wait(task)["state"] == "cancelled"
 
 
@@ -53,8 +45,8 @@ def test_a_refused_request_exits_with_1_and_names_the_field(system: System) -> N
 
 
 def test_models_and_workers_show_what_runs(system: System) -> None:
-    assert "demo" in run(system, "models")
-    nodes = json.loads(run(system, "workers", "--json"))["nodes"]
+    assert "demo" in system.run("models")
+    nodes = json.loads(system.run("workers", "--json"))["nodes"]
     assert {replica["model"] for replica in nodes[0]["replicas"]} == {"demo", "solo", "minilm"}
 
 
@@ -64,7 +56,7 @@ def test_scaling_adds_a_replica_that_works_and_drains_one_that_does(system: Syst
         replicas = [r for node in nodes for r in node["replicas"] if r["model"] == "solo"]
         return {r["name"] for r in replicas if r["state"] == "ready"}
 
-    run(system, "scale", "solo", "2")
+    system.run("scale", "solo", "2")
     wait_for("two replicas", lambda: len(ready()) == 2, 120)
     tasks = [
         system.submit("solo", prompt=f"n = {i}\n", max_new_tokens=300, ignore_eos=True)
@@ -72,7 +64,7 @@ def test_scaling_adds_a_replica_that_works_and_drains_one_that_does(system: Syst
     ]
     wait_for("both to work", lambda: len(working(system, tasks)) == 2)
 
-    run(system, "scale", "solo", "1")
+    system.run("scale", "solo", "1")
     final = [system.wait(task) for task in tasks]
 
     wait_for("one replica", lambda: len(ready()) == 1, 60)

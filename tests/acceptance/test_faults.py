@@ -6,17 +6,15 @@ tokens of an undisturbed run, none missing and none twice, and the attempts say 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable
 
 import psutil
 import pytest
-import requests
 
 from tests.acceptance.conftest import Reference
-from tests.acceptance.system import System, events
+from tests.acceptance.system import System, events, watch_to_the_end
 from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
@@ -33,25 +31,6 @@ VICTIMS: dict[str, Callable[[System], psutil.Process]] = {
 }
 
 
-def watch_to_the_end(system: System, task: str) -> list[int]:
-    """A client's tokens; it attaches again with its cursor whenever its stream breaks."""
-    tokens: list[int] = []
-    cursor = 0
-
-    def attach() -> bool:
-        nonlocal cursor
-        with contextlib.suppress(requests.RequestException):
-            for event in events(system, task, cursor):
-                tokens.extend(event.get("token_ids", ()))
-                cursor = event["cursor"]
-                if event["kind"] == "end":
-                    return True
-        return False
-
-    wait_for("the task to end", attach, 120)
-    return tokens
-
-
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_killed_process_costs_no_token(system: System, reference: Reference, victim: str) -> None:
     prompt = f"# {victim}\nimport os\n"
@@ -59,7 +38,7 @@ def test_a_killed_process_costs_no_token(system: System, reference: Reference, v
     wait_for("the first tokens", lambda: num_chunks(system, task) > 10)
 
     VICTIMS[victim](system).kill()
-    tokens = watch_to_the_end(system, task)
+    tokens = watch_to_the_end(task, system)
 
     final = system.wait(task)
     assert final["state"] == "succeeded", final
