@@ -14,8 +14,8 @@ from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.torchserve, pytest.mark.timeout(300)]
 
-#: Eight times what the replica's 16 slots hold at once.
-NUM_INPUTS, NUM_TOKENS = 128, 32
+#: Six times what the replica's 16 slots hold at once.
+NUM_INPUTS, NUM_TOKENS = 96, 32
 
 
 def lines(text: str) -> list[dict[str, Any]]:
