@@ -16,6 +16,9 @@ from scheduler.torchserve.management import Description
 
 #: Time TorchServe gets beyond the model's own startup timeout to restart a worker that died.
 RESTART_GRACE_S: Final = 30.0
+#: Times in a row that a worker which says READY may lose what it was given, without finishing
+#: anything: then it serves nobody, whatever it says.
+MAX_LOSSES: Final = 4
 #: A registration shows its worker at once; an empty list for longer is one that failed.
 EMPTY_GRACE_S: Final = 5.0
 
@@ -63,10 +66,16 @@ def decide(
     in_flight: int,
     not_ready_s: float,
     startup_timeout_s: float,
+    num_losses: int = 0,
+    is_silent: bool = False,
 ) -> Verdict:
     """What to do about a replica that is wanted, or there, or both.
 
-    ``not_ready_s`` is how long it has been there without being ready.
+    Args:
+        not_ready_s: how long it has been there without being ready.
+        num_losses: times in a row that it lost its work.
+        is_silent: whether it left work without a word for so long that TorchServe would have ended
+            its worker, had it noticed.
     """
     if current is None:
         return Verdict(State.STARTING, Action.REGISTER, "it is not there")
@@ -75,6 +84,11 @@ def decide(
     if wanted.device_ids != current.device_ids:
         given, there = list(wanted.device_ids), list(current.device_ids)
         return _go(in_flight, f"it is to run on devices {given} instead of {there}")
+    if is_silent:
+        return Verdict(State.STARTING, Action.REMOVE_BROKEN, "its worker has gone silent")
+    if num_losses >= MAX_LOSSES:
+        reason = f"it has lost its work {num_losses} times in a row and finished none"
+        return Verdict(State.STARTING, Action.REMOVE_BROKEN, reason)
     if current.is_ready:
         return Verdict(State.READY)
     if len(current.workers) != 1 and not_ready_s > EMPTY_GRACE_S:

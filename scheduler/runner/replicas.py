@@ -3,7 +3,9 @@
 Every look asks TorchServe what is there and carries out what
 :mod:`scheduler.runner.reconcile` decides, one call at a time for each replica. What already runs
 when the runner starts is adopted. A replica that lost a task is not ready again until TorchServe
-has said so a while later: right after a worker's death it may still say READY.
+has said so a while later: right after a worker's death it may still say READY. One that only loses
+tasks, or leaves one without a word, is made anew, whatever TorchServe says of it; so is one that
+TorchServe has given up, and workers it has lost count of are killed before.
 
 It knows leases only as a number per replica.
 """
@@ -59,8 +61,10 @@ class _Status:
     engine_json: str = ""
     not_ready_since: float | None = None
     suspected_at: float | None = None
-    #: Times that it lost tasks since it last finished one.
+    #: Times that it lost tasks since it last finished one, or was registered.
     num_losses: int = 0
+    #: Whether it left a task without a word for too long.
+    is_silent: bool = False
     #: Pause after the last action that failed, and when it is over.
     pause_s: float = 0.0
     retry_at: float = 0.0
@@ -119,8 +123,9 @@ class Replicas:
             log.info("replicas_wanted", names=sorted(wanted))
         self._wake.set()
 
-    def suspect(self, name: str, reason: str) -> None:
-        """A task was lost on the replica: it takes nothing until TorchServe says it is READY."""
+    def suspect(self, name: str, reason: str, *, is_silent: bool = False) -> None:
+        """A task was lost on the replica: it takes nothing until TorchServe says it is READY, and
+        with ``is_silent`` not before it was made anew."""
         status = self._known.get(name)
         if status is None:
             return
@@ -129,6 +134,7 @@ class Replicas:
         if status.suspected_at is None or now - status.suspected_at >= _suspicion_s(status):
             status.num_losses += 1
         status.suspected_at = now
+        status.is_silent = status.is_silent or is_silent
         if status.state == pb.Replica.READY:
             self._set(status, pb.Replica.STARTING, reason)
 
@@ -228,6 +234,8 @@ class Replicas:
             in_flight=self._listeners.in_flight().get(status.name, 0),
             not_ready_s=0.0 if since is None else now - since,
             startup_timeout_s=self._startup_timeout_s(status.name),
+            num_losses=status.num_losses,
+            is_silent=status.is_silent,
         )
         self._carry_out(status, verdict, wanted, now)
 
@@ -286,10 +294,12 @@ class Replicas:
                 build_replica, config, self._store, parsed[1], wanted.device_ids
             )
             await asyncio.to_thread(forget_status, folder)
+            await self._management.kill_leftovers(wanted.name)
             await self._management.register(wanted.name, folder.name)
         except (ArchiveError, ManagementError, Unavailable, OSError, ValueError) as error:
             self._failed(status, error)
         else:
+            status.num_losses, status.is_silent = 0, False
             log.info("replica_registered", replica=wanted.name, devices=list(wanted.device_ids))
 
     async def _unregister(self, status: _Status) -> None:

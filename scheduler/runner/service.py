@@ -275,7 +275,7 @@ class Runner:
         except WorkerLost as lost:
             log.warning("worker_lost", task_id=lease.task_id, reason=str(lost))
             # Before the release: whoever hears of it must not choose the same replica again.
-            self._replicas.suspect(lease.replica, str(lost))
+            self._replicas.suspect(lease.replica, str(lost), is_silent=lost.is_silent)
             self._do(self._core.lost(*lease.key, str(lost)))
         else:
             self._replicas.trust(lease.replica)

@@ -37,6 +37,8 @@ class _Model:
     running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     loading: asyncio.Task[None] | None = None
     device_ids: list[int] | None = None
+    #: Whether its worker says READY and answers nobody.
+    is_zombie: bool = False
 
 
 class FakeTorchServe:
@@ -88,6 +90,20 @@ class FakeTorchServe:
         for task in model.running.values():
             task.cancel("Worker died.")
         self._load(model)
+
+    def give_up_worker(self, name: str) -> None:
+        """What TorchServe does when a worker has died too often: it is listed, and never started
+        again."""
+        self._stop_worker(self.models[name])
+
+    def leak_worker(self, name: str) -> None:
+        """What ``min_worker=0`` with more allowed does: the worker is not listed any more."""
+        self.models[name].has_worker = False
+
+    def become_zombie(self, name: str) -> None:
+        """What an exception in a worker thread's clean-up does: it is listed as READY for ever, and
+        no request is answered."""
+        self.models[name].is_zombie = True
 
     def num_running(self, name: str) -> int:
         """Requests the replica works on."""
@@ -262,6 +278,8 @@ class FakeTorchServe:
         model: _Model,
         document: dict[str, Any],
     ) -> web.StreamResponse:
+        if model.is_zombie:
+            await asyncio.get_running_loop().create_future()
         await asyncio.sleep(self.step_s)
         if "input" in document:
             answer = {"embeddings": [[1.0, 2.0] for _ in document["input"]]}

@@ -51,6 +51,7 @@ class Endpoint:
     """The ports and keys of the TorchServe whose state folder this is."""
 
     def __init__(self, state: Path) -> None:
+        self.state = state
         home = process.folder(state)
         self._ports = _File(home / process.ENDPOINTS_FILE)
         self._keys = _File(home / process.KEY_FILE)

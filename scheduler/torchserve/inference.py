@@ -33,6 +33,11 @@ class WorkerLost(PlaitError):
 
     status = 503
 
+    def __init__(self, message: str, *, is_silent: bool = False) -> None:
+        super().__init__(message)
+        #: Whether nothing came for too long: its worker hangs, and TorchServe has not noticed.
+        self.is_silent = is_silent
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -71,7 +76,8 @@ class Inference:
                     if not _goes_on(frame):
                         return
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise WorkerLost(f"{replica}: {_describe(error)}") from error
+            is_silent = isinstance(error, aiohttp.SocketTimeoutError)
+            raise WorkerLost(f"{replica}: {_describe(error)}", is_silent=is_silent) from error
         except NotRunning as error:
             raise WorkerLost(f"{replica}: {error}") from error
         raise WorkerLost(f"{replica}: the answer ended without its last line")

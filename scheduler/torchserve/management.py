@@ -9,6 +9,7 @@ thread that it shares with inference for as long as a model loads. It is never a
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import aiohttp
 from scheduler.clock import Clock
 from scheduler.errors import PlaitError, Unavailable
 from scheduler.torchserve.endpoint import Endpoint, KeyName
+from scheduler.torchserve.process import sweep_replica
 
 _TIMEOUT_S: Final = 15.0
 #: Registering reads the archive and makes its links before it answers.
@@ -125,6 +127,14 @@ class Management:
         }
         code, document = await self._call("PUT", f"/models/{name}", query)
         _expect(f"scale {name}", code, document, 200, 202)
+
+    async def kill_leftovers(self, name: str) -> list[int]:
+        """Kill the workers of a model that is not registered; their process ids.
+
+        TorchServe loses count of a worker when it is asked for ``min_worker=0`` with more allowed,
+        and may leave ranks behind when it kills a group: they hold their devices for ever.
+        """
+        return await asyncio.to_thread(sweep_replica, self._endpoint.state, name)
 
     async def renew_keys(self) -> bool:
         """Have TorchServe make new keys for those that expire soon; whether it made any."""

@@ -9,7 +9,7 @@ A worker is a process group that TorchServe kills with SIGKILL at its head only,
 not take along when it is killed itself. So torchrun is started through a script that ties it to
 TorchServe, as each rank ties itself to torchrun, and what is left all the same is swept. That is
 known by its environment, which nobody else has: the state folder and TorchServe's log folder
-inside it. It knows nothing of models or replicas.
+inside it; and whose it is, by the folder it works in, which is the model's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from importlib.util import find_spec
@@ -235,7 +235,18 @@ def sweep_orphans(state: Path, keep: int | None = None) -> list[int]:
     """
     marked = {p.pid: p for p in psutil.process_iter() if _is_ours(p, state)}
     spared = _family(keep) if keep is not None else set()
-    victims = [process for pid, process in marked.items() if pid not in spared]
+    return _kill([process for pid, process in marked.items() if pid not in spared])
+
+
+def sweep_replica(state: Path, name: str) -> list[int]:
+    """Kill what works in the folder of a replica that is not registered; their process ids.
+
+    TorchServe starts its workers in the model's folder, and what these start stays there.
+    """
+    return _kill([p for p in psutil.process_iter() if _is_ours(p, state) and _works_in(p, name)])
+
+
+def _kill(victims: Sequence[psutil.Process]) -> list[int]:
     for process in victims:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -243,6 +254,13 @@ def sweep_orphans(state: Path, keep: int | None = None) -> list[int]:
     if victims:
         log.warning("orphans_killed", pids=sorted(process.pid for process in victims))
     return sorted(process.pid for process in victims)
+
+
+def _works_in(process: psutil.Process, name: str) -> bool:
+    try:
+        return Path(process.cwd()).name == name
+    except (psutil.Error, OSError):  # gone
+        return False
 
 
 def _is_ours(process: psutil.Process, state: Path) -> bool:

@@ -197,7 +197,7 @@ async def test_a_replica_whose_worker_never_comes_back_is_made_anew(kept: Kept) 
     kept.want(NAME)
     await kept.until(STATES.READY)
     before = kept.torchserve.models[NAME]
-    kept.torchserve._stop_worker(before)
+    kept.torchserve.give_up_worker(NAME)
     await kept.until(STATES.STARTING)
 
     kept.clock.advance(91)
@@ -211,7 +211,7 @@ async def test_a_replica_scaled_to_nothing_is_made_anew(kept: Kept) -> None:
     kept.want(NAME)
     await kept.until(STATES.READY)
     before = kept.torchserve.models[NAME]
-    before.has_worker = False
+    kept.torchserve.leak_worker(NAME)
     await kept.until(STATES.STARTING)
 
     kept.clock.advance(6)
@@ -332,3 +332,51 @@ async def test_a_replica_that_only_loses_tasks_is_believed_ever_later(kept: Kept
     kept.clock.advance(1)
 
     await kept.until(STATES.READY)
+
+
+async def test_a_replica_that_loses_all_it_is_given_is_made_anew(kept: Kept) -> None:
+    kept.want(NAME)
+    await kept.until(STATES.READY)
+    before = kept.torchserve.models[NAME]
+
+    for suspicion_s in (1, 2, 4, 8):
+        kept.replicas.suspect(NAME, "lost")
+        kept.clock.advance(suspicion_s)
+        await kept.looks()
+
+    await kept.until(STATES.READY)
+    assert kept.torchserve.models[NAME] is not before
+    assert kept.broken == [NAME]
+
+
+async def test_a_replica_that_has_gone_silent_is_made_anew_at_once(kept: Kept) -> None:
+    kept.want(NAME)
+    await kept.until(STATES.READY)
+    before = kept.torchserve.models[NAME]
+
+    kept.replicas.suspect(NAME, "no answer in time", is_silent=True)
+
+    await until(lambda: kept.torchserve.models.get(NAME, before) is not before)
+    kept.clock.advance(1)
+    await kept.until(STATES.READY)
+
+
+async def test_workers_that_torchserve_has_lost_count_of_are_killed_before_it_starts_another(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def sweep(state: Path, name: str) -> list[int]:
+        order.append(f"kill what is left of {name}, {len(kept.torchserve.models)} registered")
+        return []
+
+    monkeypatch.setattr("scheduler.torchserve.management.sweep_replica", sweep)
+    kept.want(NAME)
+    await kept.until(STATES.READY)
+    kept.torchserve.leak_worker(NAME)
+    await kept.until(STATES.STARTING)
+
+    kept.clock.advance(6)
+
+    await kept.until(STATES.READY)
+    assert order == [f"kill what is left of {NAME}, 0 registered"] * 2

@@ -216,6 +216,21 @@ async def test_a_restarted_torchserve_gets_its_replica_again(system: System) -> 
     assert await system.tokens(task.id) == list(range(100))
 
 
+async def test_work_on_a_worker_that_says_ready_and_answers_nobody_goes_on_anew(
+    system: System, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("scheduler.runner.service._idle_timeout_s", lambda config: 0.3)
+    await system.final((await system.submit(tokens=1)).id)
+    zombie = system.node.torchserve.models[REPLICA]
+    system.node.torchserve.become_zombie(REPLICA)
+
+    task = await system.submit(tokens=20)
+
+    assert (await system.final(task.id)).state is TaskState.SUCCEEDED
+    assert await system.tokens(task.id) == list(range(20))
+    assert system.node.torchserve.models[REPLICA] is not zombie
+
+
 async def test_the_node_and_its_replica_are_seen(system: System) -> None:
     with contextlib.suppress(TimeoutError):
         await until(lambda: any(n.replicas for n in system.control.dispatcher.nodes()), timeout_s=5)

@@ -39,10 +39,15 @@ def children() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def start(
-    children: list[subprocess.Popen[bytes]], environment: Mapping[str, str]
+    children: list[subprocess.Popen[bytes]],
+    environment: Mapping[str, str],
+    folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     child = subprocess.Popen(
-        [sys.executable, "-c", SLEEPER], env=dict(environment), stdout=subprocess.PIPE
+        [sys.executable, "-c", SLEEPER],
+        env=dict(environment),
+        cwd=folder,
+        stdout=subprocess.PIPE,
     )
     children.append(child)
     assert child.stdout is not None
@@ -121,6 +126,18 @@ def test_a_sweep_spares_the_torchserve_that_runs(
 
     assert process.sweep_orphans(state, keep=running.pid) == [orphan.pid]
     assert running.poll() is None
+
+
+def test_a_sweep_of_a_replica_kills_what_works_in_its_folder_and_nothing_else(
+    state: Path, children: list[subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    folders = [tmp_path / "demo__r0", tmp_path / "demo__r1"]
+    for folder in folders:
+        folder.mkdir()
+    left, other = (start(children, process.environment(state), folder) for folder in folders)
+
+    assert process.sweep_replica(state, "demo__r0") == [left.pid]
+    assert other.poll() is None
 
 
 def test_a_tied_program_dies_with_whoever_started_it(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scheduler.runner.reconcile import Action, State, Verdict, Wanted, decide
+from scheduler.runner.reconcile import MAX_LOSSES, Action, State, Verdict, Wanted, decide
 from scheduler.torchserve.management import Description
 
 NAME = "demo__r0"
@@ -76,3 +76,15 @@ def test_a_replica_with_two_workers_is_removed() -> None:
     found = verdict(WANTED, there("READY", "READY"), not_ready_s=6)
 
     assert found.action is Action.REMOVE_BROKEN
+
+
+def test_a_replica_that_says_ready_and_loses_all_its_work_is_made_anew() -> None:
+    assert verdict(WANTED, there("READY"), num_losses=MAX_LOSSES - 1).state is State.READY
+
+    found = verdict(WANTED, there("READY"), num_losses=MAX_LOSSES)
+
+    assert (found.state, found.action) == (State.STARTING, Action.REMOVE_BROKEN)
+
+
+def test_a_replica_that_has_gone_silent_is_made_anew() -> None:
+    assert verdict(WANTED, there("READY"), is_silent=True).action is Action.REMOVE_BROKEN
