@@ -13,7 +13,7 @@ SEEDS   ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev run test check unit integration acceptance format lint types layers proto \
-        packaging simulate bench-engine bench-queue bench-fairness bench-bulk ci clean
+        packaging simulate bench-engine bench-queue bench-fairness bench-bulk bench-scaling ci clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,6 +97,9 @@ bench-fairness: $(BENCH)  ## a light tenant beside one that floods, and a pictur
 
 bench-bulk: $(SERVE)  ## a bulk of 100,000 inputs through the gateway, and those who come beside it
 	$(BIN)/python -m benchmarks.bulk $(ARGS)
+
+bench-scaling: $(BENCH)  ## replicas that follow the work beside the Kubernetes HPA, in virtual time
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 clean:  ## remove the environment, built archives and state
 	rm -rf $(VENV) .plait .bench build dist *.egg-info archives/*__r*

@@ -19,18 +19,18 @@ class Scale:
     max: int
     min: int = 1
     #: Seconds that work should wait at most until a replica takes it.
-    target_wait_s: float = 10.0
+    target_wait_s: float = 5.0
     #: Seconds from acceptance to the first chunk, aimed at instead; None: ``target_wait_s`` counts.
     target_ttft_s: float | None = None
     #: Part of what replicas were measured to do that the work that comes may take.
-    use_ratio: float = 0.8
+    use_ratio: float = 0.75
     #: Part by which the need must differ from what runs before anything changes.
     band_ratio: float = 0.1
     #: Seconds for which more, or fewer, must have been needed all the time.
     up_window_s: float = 10.0
     down_window_s: float = 300.0
     #: Seconds between two steps down.
-    cooldown_s: float = 60.0
+    cooldown_s: float = 120.0
     #: Seconds without any work until none run, with a least of 0.
     idle_s: float = 300.0
     #: Seconds that running work has to finish on a replica that goes, before it is parked.

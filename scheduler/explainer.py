@@ -89,6 +89,8 @@ def _explain(
         return explain_other(task, attempts, seen.now)
     config = seen.configs.get(task.model)
     wishes = Wishes(tx.desired_replicas(), tx.scaled_replicas())
+    num_desired = 0 if config is None else wishes.of(config)
+    num_slots = 0 if config is None else num_desired * config.max_batch
     facts = Facts(
         task=task,
         now=seen.now,
@@ -97,9 +99,11 @@ def _explain(
         num_in_flight=sum(flow.num_leased for flow in tx.flows_of(task.tenant)),
         running=tx.leases_of(task.model),
         replicas=seen.replicas.get(task.model, []),
-        num_desired=0 if config is None else wishes.of(config),
+        num_desired=num_desired,
         rate=seen.rates.get(task.model),
         class_weights=tx.class_weights(),
-        warm_up=warm_up(tx.measures(task.model), tx.scale_decisions(task.model, _DECISIONS)),
+        warm_up=warm_up(
+            tx.measures(task.model), tx.scale_decisions(task.model, _DECISIONS), num_slots
+        ),
     )
     return explain_waiting(facts, attempts)

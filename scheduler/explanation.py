@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from math import floor
 
+from scheduler.attempt_story import AttemptStory, story
 from scheduler.cluster_view import READY, ReplicaView, kept_slots, most_leased
 from scheduler.fair_queue import begun_cost, waiting_cost
 from scheduler.flow import Outlook, Tenant
@@ -118,24 +118,6 @@ class Basis:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptStory:
-    """One attempt, and the wait before it."""
-
-    number: int
-    runner: str
-    replica: str
-    outcome: str
-    reason: str
-    started_at: float
-    #: Seconds from acceptance, or from the end of the attempt before, to its start.
-    waited_s: float
-    #: Seconds it took, so far if it runs.
-    duration_s: float
-    #: Tokens it has added to the journal.
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
     """What there is to tell."""
 
@@ -205,28 +187,6 @@ _ENDS = {
 }
 
 
-def story(task: Task, attempts: Sequence[Attempt], now: float) -> tuple[AttemptStory, ...]:
-    """Each attempt with the wait before it and what it produced."""
-    waits_from = [task.accepted_at, *(attempt.ended_at or now for attempt in attempts)]
-    tokens = [*(attempt.num_tokens_before for attempt in attempts), task.num_tokens]
-    return tuple(
-        AttemptStory(
-            attempt.number,
-            attempt.runner,
-            attempt.replica,
-            attempt.outcome,
-            attempt.reason,
-            attempt.started_at,
-            max(0.0, attempt.started_at - since),
-            max(0.0, (attempt.ended_at or now) - attempt.started_at),
-            after - before,
-        )
-        for attempt, since, (before, after) in zip(
-            attempts, waits_from, pairwise(tokens), strict=False
-        )
-    )
-
-
 def _totals(task: Task, stories: Sequence[AttemptStory], now: float) -> tuple[float, float]:
     until = now if task.finished_at is None else task.finished_at
     worked_s = sum(attempt.duration_s for attempt in stories)
@@ -262,11 +222,7 @@ def _no_replica(facts: Facts) -> list[Shortage]:
     why = [f"{r.name} is {r.state}" + (f": {r.detail}" if r.detail else "") for r in facts.replicas]
     told = "; ".join(why) or "no runner reports any"
     message = f"none of {facts.num_desired} replicas of {model} is ready: {told}"
-    if facts.warm_up.start_s is not None:
-        message += (
-            f"; nine of ten starts took {facts.warm_up.start_s:.0f} s at most "
-            f"(of {facts.warm_up.num_starts} on {facts.warm_up.device_kind or 'its devices'})"
-        )
+    message += facts.warm_up.told()
     return [Shortage("no_replica_ready", message)]
 
 
@@ -346,16 +302,30 @@ def _starts_in_s(facts: Facts) -> tuple[float | None, str]:
         return None, "it is paused"
     rest_s = max(0.0, (task.not_before or facts.now) - facts.now)
     if not facts.num_desired or not facts.ready:
-        left_s = facts.warm_up.left_s(facts.now) if facts.num_desired else None
-        if left_s is None or facts.outlook.num_tasks:
-            return None, "no replica is ready"
-        return max(rest_s, left_s), ""
+        after_start_s = _after_start_s(facts) if facts.num_desired else None
+        return (
+            (None, "no replica is ready")
+            if after_start_s is None
+            else (max(rest_s, after_start_s), "")
+        )
     if not facts.is_held and facts.outlook.num_tasks < facts.num_free:
         return rest_s, ""
     if facts.rate is None:
         return None, "how fast the model is served has not been measured yet"
     in_turn_s = _in_turn_s(facts, facts.rate)
     return max(rest_s, in_turn_s, _within_quota_s(facts, facts.rate)), ""
+
+
+def _after_start_s(facts: Facts) -> float | None:
+    """Seconds until a replica that is being started takes it; None: nobody can tell."""
+    left_s, ahead = facts.warm_up.left_s(facts.now), facts.outlook
+    if left_s is None or ahead.num_tasks < facts.warm_up.num_slots:
+        return left_s
+    if facts.rate is None:
+        return None
+    free = [0.0] * facts.warm_up.num_slots
+    cost = ahead.cost * facts.rate.used_ratio
+    return left_s + _begins_in_s(ahead.num_tasks, cost, free, facts.rate.per_slot)
 
 
 def _in_turn_s(facts: Facts, rate: Rate) -> float:

@@ -97,6 +97,8 @@ class WarmUp(Record, frozen=True):
     device_kind: str = ""
     #: When it was decided to start it; None: it is not known.
     ordered_at: float | None = None
+    #: Tasks that the replicas that are wanted work on at once.
+    num_slots: int = 0
 
     def left_s(self, now: float) -> float | None:
         """Seconds until it is likely to be ready; None: nobody can tell."""
@@ -105,16 +107,28 @@ class WarmUp(Record, frozen=True):
         age_s = 0.0 if self.ordered_at is None else now - self.ordered_at
         return max(0.0, self.start_s - age_s)
 
+    def told(self) -> str:
+        """What starts took, as a part of a sentence; empty: none was measured."""
+        if self.start_s is None:
+            return ""
+        where = self.device_kind or "its devices"
+        return (
+            f"; nine of ten starts took {self.start_s:.0f} s at most "
+            f"(of {self.num_starts} on {where})"
+        )
 
-def warm_up(measures: Iterable[Measure], decisions: Iterable[ScaleDecision]) -> WarmUp:
+
+def warm_up(
+    measures: Iterable[Measure], decisions: Iterable[ScaleDecision], num_slots: int
+) -> WarmUp:
     """Of the slowest kind of device; ``decisions`` are the model's, newest first."""
     known = [m for m in measures if m.start_s is not None]
     slowest = max(known, key=lambda m: m.start_s or 0.0, default=None)
     ordered_at = next((d.decided_at for d in decisions if d.action == Action.UP.value), None)
     if slowest is None:
-        return WarmUp(ordered_at=ordered_at)
+        return WarmUp(ordered_at=ordered_at, num_slots=num_slots)
     num_starts = len(slowest.start_times_s)
-    return WarmUp(slowest.start_s, num_starts, slowest.device_kind, ordered_at)
+    return WarmUp(slowest.start_s, num_starts, slowest.device_kind, ordered_at, num_slots)
 
 
 class Action(Enum):

@@ -98,7 +98,8 @@ class Speedometer:
             task = change.task
             if task.runner is not None:
                 self._runners[task.id] = task.runner
-            if change.chunks or task.state is TaskState.SUCCEEDED:
+            # From the claim on, so that the time of the first piece of work counts as well.
+            if task.runner is not None or task.state is TaskState.SUCCEEDED:
                 self._count(change, self._kind(task))
             if task.state is not TaskState.LEASED:
                 self._runners.pop(task.id, None)

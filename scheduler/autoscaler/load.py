@@ -15,9 +15,8 @@ from typing import Final
 
 from scheduler.scaling import ModelLoad
 
-#: Least seconds over which is measured, and terms of a start: what comes within a start matters.
+#: Least seconds over which is measured; a start, if that is longer: what comes within it matters.
 WINDOW_S: Final = 60.0
-WINDOW_STARTS: Final = 1.5
 #: Seconds that have to be seen before anything is said.
 LEAST_S: Final = 15.0
 
@@ -37,7 +36,7 @@ class LoadMeter:
             # The clock was set back, or flows are gone: what was seen before tells nothing.
             self._looks.clear()
         self._looks.append((now, load))
-        oldest = now - max(WINDOW_S, WINDOW_STARTS * start_s)
+        oldest = now - max(WINDOW_S, start_s)
         while len(self._looks) > 2 and self._looks[1][0] <= oldest:
             self._looks.popleft()
 
@@ -50,6 +49,12 @@ class LoadMeter:
             return None
         grown = _accepted(last, used_ratio) - _accepted(first, used_ratio)
         return max(0.0, grown) / (ended_at - began_at)
+
+    def was_busy(self) -> bool:
+        """Whether any work was done between the last two looks."""
+        if len(self._looks) < 2:
+            return False
+        return self._looks[-1][1].served_cost > self._looks[-2][1].served_cost
 
     def _oldest_served(self) -> float:
         return self._looks[0][1].served_cost

@@ -169,6 +169,7 @@ class Scaler:
             num_running=load.num_running,
             running_cost=left_of(load, used_ratio),
             arriving=model.load.arriving(used_ratio),
+            was_busy=model.load.was_busy(),
             ready=ready,
             starting=starting,
             speeds=_speeds(measures.values(), config.max_batch),

@@ -15,9 +15,9 @@ starting through what is left of it when it is ready, and one that is ordered no
 
 So replicas that are starting are not ordered again, and none is that would come too late to help.
 The number goes up when the need has been above it by more than the band for the whole up window,
-at once from none. It goes down to the greatest need of the down window, a part at a time with
-pauses between, never while work waits longer than the target, and to none after a time without any
-work. As long as no speed was measured, tasks are counted against slots instead.
+at once from none. It goes down to the greatest need of the down window, with a pause after each
+step, never while work waits longer than the target, and to none after a time without any work. As
+long as no speed was measured, tasks are counted against slots instead.
 
 Pure: what was seen and what was decided before goes in, a decision and what to remember comes out.
 Moments are handed in. It knows no devices; how many replicas have room is handed in as well.
@@ -41,8 +41,6 @@ FAILED_AFTER_STARTS: Final = 3.0
 STALE_AFTER_S: Final = 15.0
 #: Most replicas that are added at once: as many as there are, or this many.
 MOST_ADDED: Final = 4
-#: Part of the replicas that is removed at once, one at least.
-MOST_REMOVED_RATIO: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,8 @@ class Seen:
     running_cost: float = 0.0
     #: Cost that comes in a second; None: not measured yet.
     arriving: float | None = None
+    #: Whether any work was done since the look before: short work comes and goes between two.
+    was_busy: bool = False
     #: Device kind of each replica that takes work.
     ready: tuple[str, ...] = ()
     starting: tuple[Starting, ...] = ()
@@ -157,7 +157,7 @@ def decide(rule: Scale, seen: Seen, memory: Memory) -> tuple[Decision, Memory]:
     action = _action(before, after)
     if action is Action.DOWN:
         memory = replace(memory, lowered_at=now)
-    lacking = max(0, min(ceil(need.num), rule.max) - max(after, seen.num_possible))
+    lacking = max(0, max(after, min(ceil(need.num), rule.max)) - seen.num_possible)
     decision = Decision(action, before, after, reason, message, _inputs(seen, need), lacking)
     return decision, replace(memory, num_desired=after)
 
@@ -216,8 +216,8 @@ def _remembered(rule: Scale, seen: Seen, need: Need, memory: Memory) -> Memory:
     # The last one before the window still holds at its beginning.
     needs = [*memory.needs, (now, need.num)]
     first = max((i for i, (at, _) in enumerate(needs) if at <= oldest), default=0)
-    has_work = seen.num_queued + seen.num_running > 0
-    idle_since = None if has_work else now if memory.idle_since is None else memory.idle_since
+    is_busy = seen.num_queued + seen.num_running > 0 or seen.was_busy
+    idle_since = None if is_busy else now if memory.idle_since is None else memory.idle_since
     return replace(
         memory,
         needs=tuple(needs[first:]),
@@ -279,9 +279,11 @@ def _downwards(rule: Scale, seen: Seen, need: Need, memory: Memory) -> tuple[int
         return current, "wait_over_target", "work waits longer than is aimed at"
     if memory.lowered_at is not None and now - memory.lowered_at < rule.cooldown_s:
         return current, "cool_down", f"{now - memory.lowered_at:.0f} s after the last step down"
-    step = max(1, int(current * MOST_REMOVED_RATIO))
-    wanted = max(ceil(most), least, current - step)
-    return wanted, "steady", f"{most:.1f} were needed at most in the last {rule.down_window_s:g} s"
+    return (
+        max(ceil(most), least),
+        "steady",
+        f"{most:.1f} were needed at most in the last {rule.down_window_s:g} s",
+    )
 
 
 def _within(rule: Scale, seen: Seen, wanted: int, reason: str, told: str) -> tuple[int, str, str]:

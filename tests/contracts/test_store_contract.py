@@ -1,6 +1,6 @@
 """What every store promises: one suite over every file of scheduler/stores.
 
-This file: commands, and what operators keep in it; beside it tasks and flows.
+This file: commands, and what operators keep in it; beside it tasks, flows and scaling.
 """
 
 from __future__ import annotations
@@ -179,6 +179,14 @@ async def test_desired_replicas_are_those_that_were_set(store: Store) -> None:
     await store.run(lambda tx: tx.put_desired_replicas(MODEL, 0))
 
     assert await store.read(lambda tx: tx.desired_replicas()) == {MODEL: 0}
+
+
+async def test_a_number_of_replicas_that_nobody_says_any_more_is_forgotten(store: Store) -> None:
+    await store.run(lambda tx: tx.put_desired_replicas(MODEL, 2))
+    await store.run(lambda tx: tx.remove_desired_replicas(MODEL))
+    await store.run(lambda tx: tx.remove_desired_replicas("unheard of"))
+
+    assert await store.read(lambda tx: tx.desired_replicas()) == {}
 
 
 async def test_keys_are_listed_by_tenant_and_found_by_id(store: Store) -> None:

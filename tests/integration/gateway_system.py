@@ -19,6 +19,7 @@ import grpc
 from aiohttp import web
 
 from handlers.model_config import ModelConfig, Source
+from handlers.scale_section import Scale
 from handlers.wire import TokenLogprob
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SystemClock
@@ -68,6 +69,7 @@ MODELS = {
     "encoder": make_config("encoder", "embed", max_context=256),
     "labeller": make_config("labeller", "classify", max_context=256, num_replicas=0),
     "asleep": make_config("asleep", num_replicas=0),
+    "elastic": make_config("elastic", num_replicas=0, scale=Scale(max=2, min=0)),
 }
 
 

@@ -148,9 +148,11 @@ def test_a_cancelled_task_says_so(client: Client) -> None:
 def test_the_cluster_is_shown_and_set(client: Client) -> None:
     assert client.is_ready()
     names = [model["name"] for model in client.models()["models"]]
-    assert names == ["demo", "encoder", "labeller", "asleep"]
+    assert names == ["demo", "encoder", "labeller", "asleep", "elastic"]
     assert client.workers()["nodes"][0]["node"] == "here"
     assert client.scale("demo", 2)["desired_replicas"] == 2
+    assert client.explain_scale("demo")["decided_by"] == "operator"
+    assert client.scale_by_work("demo")["desired_replicas"] == 1
     assert client.set_weight("gold", 2.5) == client.weight("gold") == 2.5
     assert client.tenants()["tenants"][0]["tenant"] == "gold"
 

@@ -11,6 +11,8 @@ import pytest
 
 from scheduler.errors import StoreUnavailable
 from scheduler.gateway.http import open_http
+from scheduler.scaling import Measure, ScaleDecision
+from scheduler.stores.base import Transaction
 from tests.integration.gateway_system import GatewaySystem, ended
 from tests.waiting import until
 
@@ -236,6 +238,79 @@ async def test_replicas_are_set_and_shown(http: aiohttp.ClientSession) -> None:
     answer = await http.put("/v1/models/demo/replicas", json={"replicas": 3})
 
     assert (await answer.json())["desired_replicas"] == 3
+
+
+async def test_work_for_a_model_that_scales_from_none_is_accepted(
+    http: aiohttp.ClientSession,
+) -> None:
+    task = {"model": "elastic", "input": {"prompt": "x"}}
+
+    waits = await http.post("/v1/tasks", json=task)
+    await http.put("/v1/models/elastic/replicas", json={"replicas": 0})
+    refused = await http.post("/v1/tasks", json=task)
+
+    assert (waits.status, refused.status) == (202, 503)
+    assert (await refused.json())["type"] == "NoReplicas"
+
+
+async def test_a_number_of_replicas_is_given_back(http: aiohttp.ClientSession) -> None:
+    await http.put("/v1/models/demo/replicas", json={"replicas": 3})
+
+    answer = await http.delete("/v1/models/demo/replicas")
+
+    assert (answer.status, (await answer.json())["desired_replicas"]) == (200, 1)
+
+
+async def test_why_so_many_replicas_run_is_told(
+    http: aiohttp.ClientSession, system: GatewaySystem
+) -> None:
+    def command(tx: Transaction) -> None:
+        tx.put_scaled_replicas("elastic", 1)
+        tx.put_measure(Measure("elastic", "cpu", 12.5, True, 0.5, (20.0, 30.0)))
+        for number in (1, 2):
+            at = float(number)
+            decision = ScaleDecision(
+                "elastic",
+                number,
+                at,
+                at,
+                1,
+                "up",
+                number - 1,
+                number,
+                "queue",
+                "it waits",
+                {"a": 1},
+            )
+            tx.put_scale_decision(decision)
+
+    assert system.book is not None
+    await system.book.ledger.store.run(command)
+
+    told = await (await http.get("/v1/models/elastic/scale?limit=1")).json()
+    fixed = await (await http.get("/v1/models/demo/scale")).json()
+
+    assert (told["desired_replicas"], told["decided_by"], told["rule"]["max"]) == (1, "work", 2)
+    assert told["measures"] == [
+        {
+            "device_kind": "cpu",
+            "cost_per_slot": 12.5,
+            "was_full": True,
+            "first_chunk_s": 0.5,
+            "start_s": 30.0,
+            "num_starts": 2,
+        }
+    ]
+    (decision,) = told["decisions"]
+    assert (decision["number"], decision["num_after"], decision["inputs"]) == (2, 2, {"a": 1})
+    assert (fixed["decided_by"], fixed["rule"], fixed["decisions"]) == ("config", None, [])
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", "page=2"])
+async def test_a_story_is_refused_with_a_query_that_is_not_its_own(
+    http: aiohttp.ClientSession, query: str
+) -> None:
+    assert (await http.get(f"/v1/models/demo/scale?{query}")).status == 422
 
 
 async def test_weights_are_set_and_shown(

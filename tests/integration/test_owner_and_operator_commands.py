@@ -193,3 +193,30 @@ def test_a_client_does_not_wait_longer_than_it_is_patient(gateway: Threaded) -> 
     assert (caught.value.status, caught.value.quota) == (429, "cost_per_minute")
     assert caught.value.retry_after_s is not None
     assert caught.value.retry_after_s > 1
+
+
+def test_an_operator_fixes_the_replicas_and_gives_them_back(plait: Plait) -> None:
+    assert "3 replicas desired" in printed(plait("scale", "demo", "3"))
+    assert "demo: 3 replicas, by operator" in printed(plait("explain", "scale", "demo"))
+    assert "1 replicas desired" in printed(plait("scale", "demo", "auto"))
+
+    story = json.loads(printed(plait("explain", "scale", "elastic", "--json")))
+
+    assert (story["decided_by"], story["rule"]["max"]) == ("work", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("scale", "demo", "-1"), "No such option"),
+        (("scale", "demo", "many"), "a whole number from 0, or auto"),
+        (("explain", "scale"), "name the model"),
+    ],
+)
+def test_what_is_wrong_with_a_command_about_replicas_is_told(
+    plait: Plait, words: tuple[str, ...], said: str
+) -> None:
+    result = plait(*words)
+
+    assert result.exit_code != 0
+    assert said in result.output

@@ -11,6 +11,7 @@ from scheduler.cluster_view import ReplicaView
 from scheduler.explanation import Facts, explain_other, explain_waiting
 from scheduler.flow import CLASS_WEIGHTS, Ahead, Outlook, Tenant
 from scheduler.records import changed
+from scheduler.scaling import WarmUp
 from scheduler.service_rate import Rate
 from scheduler.task import Attempt, Task, TaskState
 
@@ -67,6 +68,36 @@ def own(count: int, cost: int) -> Outlook:
 
 
 # -- until when
+
+
+def starting(**changes: Any) -> Facts:
+    start = WarmUp(30.0, 4, "cpu", NOW - 10, num_slots=2)
+    return facts(replicas=replicas(state="starting"), running=[], warm_up=start, **changes)
+
+
+def test_the_first_task_of_a_replica_that_starts_is_told_when_that_is_ready() -> None:
+    told = explain_waiting(starting(), [])
+
+    assert starts_in(starting()) == pytest.approx(20.0)
+    assert "nine of ten starts took 30 s at most (of 4 on cpu)" in told.message
+    assert told.basis is not None
+    assert (told.basis.start_s, told.basis.num_starts, told.basis.start_kind) == (30.0, 4, "cpu")
+
+
+def test_those_behind_the_slots_of_a_replica_that_starts_wait_for_these_as_well() -> None:
+    assert starts_in(starting(outlook=own(1, 100))) == pytest.approx(20.0)
+    assert starts_in(starting(outlook=own(2, 200))) == pytest.approx(30.0)
+    assert starts_in(starting(outlook=own(2, 200), rate=None)) is None
+
+
+def test_a_replica_that_takes_longer_than_others_did_may_be_ready_any_moment() -> None:
+    late = WarmUp(30.0, 4, "cpu", NOW - 100, num_slots=2)
+
+    assert starts_in(facts(replicas=[], running=[], warm_up=late)) == 0.0
+
+
+def test_nobody_can_tell_when_no_start_was_measured() -> None:
+    assert starts_in(facts(replicas=[], running=[], warm_up=WarmUp(num_slots=2))) is None
 
 
 def test_the_next_task_starts_when_the_first_slot_is_free() -> None:

@@ -19,7 +19,7 @@ from scheduler.autoscaler.scaling import (
 )
 from scheduler.scaling import Action
 
-RULE = Scale(max=8)
+RULE = Scale(max=8, target_wait_s=10.0, use_ratio=0.8)
 #: What one replica does in a second.
 SPEED = 100.0
 
@@ -125,6 +125,14 @@ def test_without_work_none_run_after_a_while() -> None:
     assert told[12].reason == "idle"
 
 
+def test_work_that_comes_and_goes_between_two_looks_keeps_a_replica() -> None:
+    rule = Scale(max=8, min=0, idle_s=60.0)
+
+    told = watched(lambda now, num: seen(now, num, was_busy=now % 50 == 0), 300, rule)
+
+    assert {d.after for d in told} == {1}
+
+
 def test_a_replica_that_took_long_to_start_is_kept_for_longer() -> None:
     rule = Scale(max=8, min=0, idle_s=60.0)
 
@@ -139,7 +147,7 @@ def test_nothing_goes_before_less_was_needed_for_a_whole_window() -> None:
     )
 
     steps = [(tick * 5, d.after) for tick, d in enumerate(told) if d.action is Action.DOWN]
-    assert steps == [(300, 2), (360, 1)]
+    assert steps == [(300, 1)]
 
 
 def test_nothing_goes_while_work_waits_longer_than_is_aimed_at() -> None:
