@@ -32,6 +32,33 @@ class SystemClock:
         return time.monotonic()
 
 
+class SteadyClock:
+    """Another clock's time, carried on by that clock's monotonic reading.
+
+    When the machine's clock is set, this one goes on as if nothing had happened, until whoever
+    owns it sets it too (:mod:`scheduler.reconciliation.clocks`): so that nothing is judged by a
+    moment that has jumped before what depends on it was put right.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._base_s = clock.now() - clock.monotonic()
+
+    def now(self) -> float:
+        return self._base_s + self._clock.monotonic()
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    def machine_now(self) -> float:
+        """What the machine's clock says."""
+        return self._clock.now()
+
+    def set(self, now: float) -> None:
+        """It is ``now``."""
+        self._base_s = now - self._clock.monotonic()
+
+
 class ManualClock:
     """A clock that stands until it is turned, for tests and simulation."""
 

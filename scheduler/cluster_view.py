@@ -50,6 +50,8 @@ class NodeView:
     replicas: tuple[ReplicaView, ...] = ()
     #: What its devices are, such as "cpu" or "NVIDIA H100 80GB HBM3"; empty when it did not say.
     device_kind: str = ""
+    #: Seconds that its machine's clock is ahead of the store's; None: it did not say.
+    clock_skew_s: float | None = None
 
 
 class Cluster(Protocol):

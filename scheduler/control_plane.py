@@ -1,4 +1,4 @@
-"""Puts a control plane together: gateway, dispatcher, sidecar and upkeep over one store."""
+"""Puts a control plane together: gateway, dispatcher, sidecar and reconciliation over one store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scheduler import interpreter, plugins, policies
 from scheduler.autoscaler.scaler import Scaler
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.bulk_book import BulkBook
-from scheduler.clock import SystemClock
+from scheduler.clock import SteadyClock, SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
 from scheduler.errors import StartupError
 from scheduler.explainer import Explainer
@@ -27,13 +27,15 @@ from scheduler.gateway.tokens import open_counter
 from scheduler.keys import Role
 from scheduler.moves import Backoff, Preemption, Rules
 from scheduler.operations import Operations
+from scheduler.reconciliation.base import Parts
+from scheduler.reconciliation.checks import all_checks
+from scheduler.reconciliation.service import Reconciliation
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.settings import Settings
 from scheduler.speedometer import Speedometer
 from scheduler.stores import sqlite
 from scheduler.stores.base import Store
 from scheduler.task_book import TaskBook
-from scheduler.upkeep import Upkeep
 
 T = TypeVar("T")
 
@@ -46,7 +48,7 @@ async def open_control(
     settings: Settings, configs: dict[str, ModelConfig]
 ) -> AsyncIterator[list[Coroutine[Any, Any, None]]]:
     """The control plane, listening; what it yields is to be run while it is open."""
-    clock = SystemClock()
+    clock = SteadyClock(SystemClock())
     async with AsyncExitStack() as stack:
         settings.state.mkdir(parents=True, exist_ok=True)
         store = open_store(settings)
@@ -71,6 +73,18 @@ async def open_control(
         if settings.require_keys:
             await check_operator(operations)
         bulks = BulkBook(book.ledger, book.rules, book.new_id)
+        parts = Parts(
+            book,
+            bulks,
+            clock,
+            dispatcher,
+            lambda: sidecar.plan,
+            heartbeat_s=settings.heartbeat_s,
+            retention_s=settings.retention_s,
+        )
+        reconciliation = Reconciliation(all_checks(parts), clock)
+        # Before anybody connects: live leases get a full term, and flows count what is there.
+        await reconciliation.look()
         explainer = Explainer(book.ledger, book.rules, dispatcher, configs, speedometer)
         front = Front(
             book,
@@ -81,10 +95,10 @@ async def open_control(
             clock,
             bulks,
             explainer,
+            reconciliation,
             pressure=pressure,
             require_keys=settings.require_keys,
         )
-        upkeep = Upkeep(book, bulks, clock, retention_s=settings.retention_s)
         await stack.enter_async_context(_grpc(settings, front, dispatcher))
         http = await _listen(
             "http-port",
@@ -98,7 +112,7 @@ async def open_control(
             sidecar.run(),
             speedometer.run(),
             pressure.run(),
-            upkeep.run(),
+            reconciliation.run(),
         ]
 
 

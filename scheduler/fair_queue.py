@@ -23,7 +23,7 @@ from scheduler.flow import Ahead, Band, Flow, Outlook
 from scheduler.policies.base import Policy
 from scheduler.policies.virtual_time import SCALE
 from scheduler.records import changed
-from scheduler.stores.base import Transaction
+from scheduler.stores.base import FlowCount, FlowName, Transaction
 from scheduler.task import Task
 
 #: Tasks of a flow that are counted to say what is before one of them.
@@ -243,6 +243,20 @@ class FairQueue:
         for flow in tx.flows_of(tenant):
             if flow.is_held != is_held:
                 self._put(tx, flow, changed(flow, is_held=is_held), is_new_head=True)
+
+    def correct(self, tx: Transaction, name: FlowName, count: FlowCount) -> None:
+        """Write what a flow and its band should count. Its tenant is still to be regulated."""
+        flow, band = tx.flow(*name), tx.band(*name[:2])
+        num_active = tx.waiting(*name[:2]).num_flows
+        if band.num_active != num_active:
+            tx.put_band(changed(band, num_active=num_active))
+        after = changed(
+            flow,
+            num_queued=count.num_queued,
+            queued_cost=count.queued_cost,
+            num_leased=count.num_leased,
+        )
+        self._put(tx, flow, after, is_new_head=True)
 
     # -- how
 

@@ -25,7 +25,7 @@ costs_app = typer.Typer(no_args_is_help=True, help="See and set what device kind
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands part of ``plait``."""
-    for command in (models, workers, scale, weight, purge):
+    for command in (models, workers, scale, weight, purge, reconcile):
         app.command(rich_help_panel=OPERATE_PANEL)(command)
     groups = {"tenants": tenants_app, "keys": keys_app, "classes": classes_app, "costs": costs_app}
     for name, group in groups.items():
@@ -93,6 +93,20 @@ def purge(
     """Remove ended tasks with their output, now; PLAIT_RETENTION_S does it by itself."""
     with told():
         print(f"{client(address).purge(older_than_s)} tasks removed")
+
+
+def reconcile(
+    once: Annotated[
+        bool, typer.Option("--once", help="Have every check look at everything now.")
+    ] = False,
+    as_json: JsonOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Show what has drifted and was put right, check by check."""
+    with told():
+        gateway = client(address)
+        answer = gateway.reconcile() if once else gateway.reconciliation()
+        show(answer, as_json, tables.check_table)
 
 
 # ------------------------------------------------------------------------------------- tenants

@@ -169,6 +169,18 @@ def _engine_row(engine: Any) -> list[str]:
     ]
 
 
+def check_table(listing: Any) -> Table:
+    """Every check; what is open stands below it, a line each."""
+    table = _table("CHECK", "LOOKS", "FOUND", "REPAIRED", "FAILED", "LAST LOOK")
+    for check in listing["checks"]:
+        names = ("num_looks", "num_found", "num_repaired", "num_failed")
+        counts = [str(check[name]) for name in names]
+        table.add_row(check["name"], *counts, _moment(check["looked_at"]))
+        for drift in check["open"]:
+            table.add_row(f"  {drift['subject']}: {drift['problem']}")
+    return table
+
+
 def bulk_table(listing: Any) -> Table:
     table = _table("BULK", "NAME", "MODEL", "CLASS", "STATE", "INPUTS", "BEGUN")
     for bulk in listing["bulks"]:

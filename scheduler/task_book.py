@@ -18,7 +18,7 @@ from scheduler.errors import InvalidRequest, StoreUnavailable
 from scheduler.fair_queue import FairQueue
 from scheduler.ids import IdSource
 from scheduler.ledger import Ledger
-from scheduler.moves import Rules
+from scheduler.moves import Outcome, Rules
 from scheduler.policies import virtual_time
 from scheduler.records import changed
 from scheduler.result.stream import News, Watcher
@@ -247,15 +247,29 @@ class TaskBook:
             lambda tx: moves.release_others(tx, self.rules, runner, leases, reason, now)
         )
 
-    async def sweep(self) -> list[Task]:
-        """Release leases that ran out, expire queued and leased tasks whose deadline has passed."""
+    async def expire_overdue(self) -> list[Task]:
+        """End queued and leased tasks whose deadline has passed."""
+        return await self._sweep(moves.expire_overdue)
+
+    async def lose_expired(self) -> list[Task]:
+        """Release leases that ran out."""
+        return await self._sweep(moves.lose_expired)
+
+    async def end_pauses(self) -> list[Task]:
+        """Queue tasks whose pause after a lost attempt is over."""
+        return await self._sweep(moves.end_pauses)
+
+    async def _sweep(
+        self, some: Callable[[Transaction, Rules, float, int], Outcome[list[Task]]]
+    ) -> list[Task]:
+        """Move all that a move finds, batch by batch."""
         now = self.ledger.clock.now()
-        swept: list[Task] = []
+        moved: list[Task] = []
         while True:
-            some = await self.ledger.run(lambda tx: moves.sweep(tx, self.rules, now, SWEEP_BATCH))
-            swept += some
-            if len(some) < SWEEP_BATCH:
-                return swept
+            batch = await self.ledger.run(lambda tx: some(tx, self.rules, now, SWEEP_BATCH))
+            moved += batch
+            if len(batch) < SWEEP_BATCH:
+                return moved
 
     async def purge(self, finished_before: float) -> int:
         """Remove every task that ended before a moment, with its output; how many."""
@@ -269,10 +283,11 @@ class TaskBook:
                 return num_removed
             await asyncio.sleep(PURGE_PAUSE_S)
 
-    async def extend_all(self) -> int:
-        """Give every live lease a full term: the control plane was away, the runners were not."""
+    async def renew_all(self) -> int:
+        """Have every live lease end a full term from now: the control plane was away, or its clock
+        was wrong, and the runners have gone on working. How many there are."""
         now = self.ledger.clock.now()
-        return await self.ledger.run(lambda tx: moves.extend_all(tx, self.rules, now))
+        return await self.ledger.run(lambda tx: moves.renew_all(tx, self.rules, now))
 
     async def watch(self, task_id: str, cursor: int = 0) -> AsyncIterator[TaskEvent]:
         """First the task as it stands, as "state"; then from ``cursor`` on chunks after they are

@@ -72,6 +72,11 @@ class Sidecar:
         wanted = sum(len(replicas) for replicas in self._plan.replicas.values())
         return f"<Sidecar wanted={wanted} shortages={sorted(self._plan.shortages)}>"
 
+    @property
+    def plan(self) -> Plan:
+        """What should run, as it was decided last."""
+        return self._plan
+
     def look_again(self) -> None:
         """Look now: an operator has changed a number."""
         self._wake.set()

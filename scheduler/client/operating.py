@@ -36,6 +36,14 @@ class Operating(Calls):
         path = f"/v1/models/{part(model)}/scale?limit={limit}"
         return cast(shapes.ScaleStory, self.call("GET", path))
 
+    def reconciliation(self) -> shapes.CheckList:
+        """What has drifted and was put right, check by check, since the control plane began."""
+        return cast(shapes.CheckList, self.call("GET", "/v1/reconciliation"))
+
+    def reconcile(self) -> shapes.CheckList:
+        """Have every check look at everything now; the answer comes when all have."""
+        return cast(shapes.CheckList, self.call("POST", "/v1/reconciliation"))
+
     # -- tenants
 
     def tenants(self) -> shapes.TenantList:

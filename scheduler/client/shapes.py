@@ -344,3 +344,29 @@ class InputOutcome(TypedDict):
     state: str
     result: NotRequired[dict[str, Any]]
     error: NotRequired[Error]
+
+
+class Drift(TypedDict):
+    """Something that is not as it should be, and nobody but a person can put right."""
+
+    subject: str
+    problem: str
+
+
+class Check(TypedDict):
+    """A check of what may drift, and what it has come to."""
+
+    name: str
+    looks_at: str
+    repair: str
+    every_s: float
+    num_looks: int
+    num_found: int
+    num_repaired: int
+    num_failed: int
+    looked_at: float | None
+    open: list[Drift]
+
+
+class CheckList(TypedDict):
+    checks: list[Check]

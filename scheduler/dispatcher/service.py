@@ -48,7 +48,7 @@ _TERMS_UNTIL_FORGOTTEN: Final = 3
 #: Part of a lease's term after which a runner that says nothing counts as lost: before its leases
 #: run out, or they would be granted to it again.
 _SILENT_TERMS: Final = 0.75
-#: Part of a lease's term without a sweep after which leases may have run out through our fault.
+#: Part of a lease's term without a look after which it is we who did not listen.
 _AWAY_TERMS: Final = 0.5
 
 
@@ -62,14 +62,16 @@ class Dispatcher(rpc.RunnerServiceServicer):
         *,
         lease_ttl_s: float = 10.0,
         heartbeat_s: float = 2.0,
-        sweep_s: float = 1.0,
+        poll_s: float = 1.0,
     ) -> None:
         self._book = book
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
         self._heartbeat_s = heartbeat_s
-        self._sweep_s = sweep_s
+        self._poll_s = poll_s
         self._silent_after_s = max(_SILENT_TERMS * lease_ttl_s, 2 * heartbeat_s)
+        #: When streams were last looked at.
+        self._looked_at: float | None = None
         self._sessions = Sessions()
         self._headroom = Headroom()
         self._links: dict[str, Link] = {}
@@ -86,11 +88,10 @@ class Dispatcher(rpc.RunnerServiceServicer):
         return f"<Dispatcher {self._sessions!r}>"
 
     async def run(self) -> None:
-        """Grant and sweep until cancelled; start it before runners can connect."""
-        await self._extend_all()
+        """Grant until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._dispatch(), name="dispatch")
-            group.create_task(self._sweep(), name="sweep")
+            group.create_task(self._look_again(), name="look again")
 
     def nodes(self) -> Sequence[NodeView]:
         """Every node known, those that lost their connection included."""
@@ -112,6 +113,17 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._awaken_all()
         if (link := self._links.get(runner_id)) is not None:
             link.send(pb.ControlMessage(desired_replicas=wanted))
+
+    def want_again(self, runner_id: str) -> None:
+        """Tell a runner once more what it should run."""
+        link, wanted = self._links.get(runner_id), self._wanted.get(runner_id)
+        if link is not None and wanted is not None:
+            link.send(pb.ControlMessage(desired_replicas=wanted))
+
+    def leases(self, runner_id: str) -> set[tuple[str, int]]:
+        """Leases (task, fence) that were granted to a runner here, or that it kept, and that have
+        not ended."""
+        return {(lease.task_id, lease.fence) for lease in self._sessions.leases(runner_id)}
 
     def close(self) -> None:
         """End every stream, so that the server can stop; runners connect again elsewhere."""
@@ -334,60 +346,46 @@ class Dispatcher(rpc.RunnerServiceServicer):
             link.send(messages.cancel(task_id, fence, reason))
         self._lease_is_over(runner, LeaseKey(task_id, fence))
 
-    # -- looking after leases
-
-    async def _extend_all(self) -> None:
+    async def _look_again(self) -> None:
+        """Whatever was not announced (a commit in doubt) does not wait for ever."""
         while True:
+            await asyncio.sleep(self._poll_s)
             try:
-                num_leases = await self._book.extend_all()
-            except StoreUnavailable as error:
-                log.warning("store_refused", error=str(error))
-                await asyncio.sleep(_STORE_PAUSE_S)
-            else:
-                log.info("leases_extended", num_leases=num_leases)
-                return
-
-    async def _sweep(self) -> None:
-        swept_at = self._clock.now()
-        while True:
-            await asyncio.sleep(self._sweep_s)
-            self._forget_lost()
-            away_s = self._clock.now() - swept_at - self._sweep_s
-            try:
-                if away_s > self._lease_ttl_s * _AWAY_TERMS:
-                    # The store refused, or this process or its machine stood still: the runners
-                    # could not renew their leases, and have gone on working.
-                    log.warning("leases_extended", away_s=round(away_s, 1))
-                    await self._book.extend_all()
-                else:
-                    self._dismiss_silent()
-                ended = await self._book.sweep()
                 waiting = await self._book.depth()
             except StoreUnavailable as error:
                 log.warning("store_refused", error=str(error))
                 continue
-            swept_at = self._clock.now()
-            if ended:
-                log.warning("leases_swept", num_tasks=len(ended))
-            # Whatever was not announced (a commit in doubt) does not wait for ever.
             for model in waiting:
                 self._awaken(model)
 
-    def _dismiss_silent(self) -> None:
-        """A machine that stands still or is cut off keeps its stream for many minutes."""
-        now = self._clock.monotonic()
-        for link in list(self._links.values()):
-            if now - link.heard_at > self._silent_after_s:
-                log.warning("runner_silent", runner=link.runner_id, for_s=now - link.heard_at)
-                self._dismiss(link)
+    # -- looking after streams
 
-    def _forget_lost(self) -> None:
+    def dismiss_silent(self) -> dict[str, float]:
+        """End the streams of runners that have said nothing for too long: a machine that stands
+        still or is cut off keeps its stream for many minutes. Seconds of silence, by runner."""
+        now = self._clock.monotonic()
+        looked_at, self._looked_at = self._looked_at, now
+        if looked_at is None or now - looked_at > _AWAY_TERMS * self._lease_ttl_s:
+            return {}  # it is this process that stood still, and has not read what they said
+        silent = {
+            link: now - link.heard_at
+            for link in self._links.values()
+            if now - link.heard_at > self._silent_after_s
+        }
+        for link, for_s in silent.items():
+            log.warning("runner_silent", runner=link.runner_id, for_s=for_s)
+            self._dismiss(link)
+        return {link.runner_id: for_s for link, for_s in silent.items()}
+
+    def forget_lost(self) -> list[str]:
+        """Forget runners that have been away for several terms of a lease; their ids."""
         lost_before = self._clock.monotonic() - _TERMS_UNTIL_FORGOTTEN * self._lease_ttl_s
         forgotten = self._sessions.forget_lost(lost_before)
         for runner_id in forgotten:
             self._wanted.pop(runner_id, None)
         if forgotten:
             self._tell_nodes_changed()
+        return forgotten
 
     def _tell_nodes_changed(self) -> None:
         for listener in self._listeners:

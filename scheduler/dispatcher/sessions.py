@@ -130,6 +130,11 @@ class Sessions:
         if (runner := self._runners.get(runner_id)) is not None:
             runner.leases.pop(lease, None)
 
+    def leases(self, runner_id: str) -> set[LeaseKey]:
+        """Leases of a runner that are not finished."""
+        runner = self._runners.get(runner_id)
+        return set() if runner is None else set(runner.leases)
+
     def next_slot(self, model: str) -> Slot | None:
         """The least loaded replica of the model that can take a task, or None.
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -20,6 +20,7 @@ from handlers.model_config import ModelConfig
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import Clock
 from scheduler.cluster_view import Cluster
+from scheduler.drift import Finding, Tally
 from scheduler.errors import ModelNotFound, RequestError, TaskNotFound, Unavailable
 from scheduler.explainer import Explainer
 from scheduler.gateway import views
@@ -50,6 +51,18 @@ _CHUNKS_A_READ = 1000
 _WAITING = frozenset({TaskState.QUEUED, TaskState.DELAYED, TaskState.PAUSED})
 
 
+class Checks(Protocol):
+    """Whoever looks for what has drifted."""
+
+    def tallies(self) -> Sequence[Tally]:
+        """Of every check, in the order in which they look."""
+        ...
+
+    async def look(self, *, is_whole: bool = False) -> Mapping[str, Sequence[Finding]]:
+        """Have those look whose turn it is, or all at everything."""
+        ...
+
+
 class Front:
     """The gateway's side of the task book."""
 
@@ -63,12 +76,13 @@ class Front:
         clock: Clock,
         bulks: BulkBook,
         explainer: Explainer,
+        checks: Checks,
         *,
         pressure: Pressure | None = None,
         require_keys: bool = False,
     ) -> None:
         self.book = book
-        self.bulks, self.explainer = bulks, explainer
+        self.bulks, self.explainer, self.checks = bulks, explainer, checks
         self.operations = operations
         self.models = models
         self.cluster = cluster

@@ -19,6 +19,7 @@ from scheduler.gateway import (
     keys_api,
     operations_api,
     predictions,
+    reconciliation_api,
     tasks_api,
     tenants_api,
 )
@@ -47,6 +48,7 @@ MODULES = (
     tenants_api,
     keys_api,
     classes_api,
+    reconciliation_api,
 )
 MAX_REQUEST_ID_CHARS = 200
 #: Seconds that requests still have once the server closes; their streams end by themselves.

@@ -41,13 +41,20 @@ def can_go_on(task: Task) -> bool:
 
 
 def lose(
-    tx: Transaction, rules: Rules, task: Task, reason: str, now: float, *, is_unasked: bool = False
+    tx: Transaction,
+    rules: Rules,
+    task: Task,
+    reason: str,
+    now: float,
+    *,
+    is_unasked: bool = False,
+    is_cut: bool = False,
 ) -> Outcome[Task]:
     """End a lost attempt: the task waits again, journal kept; or it fails, when it has lost as many
-    attempts as it may, or cannot go on."""
+    attempts as it may, or cannot go on. ``is_cut``: some of its output is lost too."""
     used, lease = journalled_cost(task), task if is_unasked else None
     task = changed(task, num_lost=task.num_lost + 1)
-    if not can_go_on(task):
+    if not can_go_on(task) or (is_cut and task.resume == resumption.NONE):
         why = f"cannot go on from its {task.num_tokens} tokens on disk (resume: none); send it anew"
     elif task.num_lost >= rules.max_attempts:
         why = f"lost {task.num_lost} of {rules.max_attempts} attempts allowed"

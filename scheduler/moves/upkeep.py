@@ -9,21 +9,29 @@ from scheduler.stores.base import Transaction
 from scheduler.task import Task, TaskState
 
 
-def sweep(tx: Transaction, rules: Rules, now: float, limit: int) -> Outcome[list[Task]]:
-    """Expire tasks whose deadline has passed, release leases that ran out, and queue tasks whose
-    pause is over; up to ``limit`` in all."""
-    outcomes = [expire(tx, rules, task, now) for task in tx.past_deadline(now, limit)]
-    for task in tx.expired_leases(now, limit - len(outcomes)):
-        reason = f"lease ran out: nothing was heard of it for {rules.lease_ttl_s:g} s"
-        outcomes.append(lose(tx, rules, task, reason, now, is_unasked=True))
-    for task in tx.due(now, limit - len(outcomes)):
-        outcomes.append(move(tx, rules, task, TaskState.QUEUED, now))
-    return gather(outcomes)
+def expire_overdue(tx: Transaction, rules: Rules, now: float, limit: int) -> Outcome[list[Task]]:
+    """End up to ``limit`` tasks whose deadline has passed."""
+    return gather(expire(tx, rules, task, now) for task in tx.past_deadline(now, limit))
 
 
-def extend_all(tx: Transaction, rules: Rules, now: float) -> Outcome[int]:
-    """Give every live lease a full term."""
-    return Outcome(tx.extend_leases(now + rules.lease_ttl_s))
+def lose_expired(tx: Transaction, rules: Rules, now: float, limit: int) -> Outcome[list[Task]]:
+    """Release up to ``limit`` leases that ran out."""
+    reason = f"lease ran out: nothing was heard of it for {rules.lease_ttl_s:g} s"
+    expired = tx.expired_leases(now, limit)
+    return gather(lose(tx, rules, task, reason, now, is_unasked=True) for task in expired)
+
+
+def end_pauses(tx: Transaction, rules: Rules, now: float, limit: int) -> Outcome[list[Task]]:
+    """Queue up to ``limit`` tasks whose pause is over, or longer than any may be: then it was
+    measured by a clock that was wrong."""
+    over = tx.due(now, limit)
+    over += tx.due_after(now + rules.backoff.most_s, limit - len(over))
+    return gather(move(tx, rules, task, TaskState.QUEUED, now) for task in over)
+
+
+def renew_all(tx: Transaction, rules: Rules, now: float) -> Outcome[int]:
+    """Have every live lease end a full term from now, whenever it was to; how many there are."""
+    return Outcome(tx.renew_leases(now + rules.lease_ttl_s))
 
 
 def preempt(tx: Transaction, rules: Rules, model: str, now: float) -> Outcome[list[Task]]:

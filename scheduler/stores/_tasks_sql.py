@@ -40,8 +40,12 @@ SELECT = f"SELECT {', '.join(_COLUMNS)} FROM tasks"
 _INSERT = f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 _UPDATE = f"UPDATE tasks SET {', '.join(f'{name} = ?' for name in _MOVING)} WHERE id = ?"
 _ORDER = "priority DESC, deadline_at IS NULL, deadline_at, id"
+#: In the place of a document that is not there: its task can be read, and the check
+#: ``tasks_without_request`` finds it.
+LOST_DOCUMENT: Final = "{}"
 _WHOLE = (
-    f"SELECT {', '.join(_COLUMNS)}, document FROM tasks JOIN documents ON task_id = id WHERE id = ?"
+    f"SELECT {', '.join(_COLUMNS)}, COALESCE(document, '{LOST_DOCUMENT}') FROM tasks"
+    " LEFT JOIN documents ON task_id = id WHERE id = ?"
 )
 _DOCUMENTS = (
     "SELECT task_id, document FROM documents"
@@ -60,9 +64,10 @@ _EXPIRED_LEASES = (
     f"{SELECT} WHERE state = 'leased' AND lease_expires_at <= ? ORDER BY lease_expires_at LIMIT ?"
 )
 _DUE = f"{SELECT} WHERE state = 'delayed' AND not_before <= ? ORDER BY not_before LIMIT ?"
+_DUE_AFTER = f"{SELECT} WHERE state = 'delayed' AND not_before > ? ORDER BY not_before DESC LIMIT ?"
 _ATTEMPT = Attempt.__struct_fields__
 #: Everything that is kept of a task beside its row.
-_PARTS = ("documents", "journal", "attempts")
+PARTS = ("documents", "journal", "attempts")
 
 
 class Tasks(base.TaskTables):
@@ -176,10 +181,13 @@ class Tasks(base.TaskTables):
     def due(self, now: float, limit: int) -> list[Task]:
         return self._tasks(self._db.rows(_DUE, now, limit))
 
+    def due_after(self, moment: float, limit: int) -> list[Task]:
+        return self._tasks(self._db.rows(_DUE_AFTER, moment, limit))
+
     def delete_finished(self, before: float, limit: int) -> int:
         statement = "SELECT id FROM tasks WHERE finished_at < ? ORDER BY finished_at LIMIT ?"
         ids = [(row[0],) for row in self._db.rows(statement, before, limit)]
-        for table in _PARTS:
+        for table in PARTS:
             self._db.write_many(f"DELETE FROM {table} WHERE task_id = ?", ids)
         self._db.write_many("DELETE FROM tasks WHERE id = ?", ids)
         self._known.doubt(row[0] for row in ids)
@@ -223,7 +231,7 @@ class Tasks(base.TaskTables):
             some = ids[start : start + _DOCUMENTS_AT_ONCE]
             some = [*some, *[some[-1]] * (_DOCUMENTS_AT_ONCE - len(some))]
             found.update((key, text) for key, text in self._db.rows(_DOCUMENTS, *some))
-        return found
+        return {task_id: found.get(task_id, LOST_DOCUMENT) for task_id in ids}
 
     # -- leases and deadlines
 
@@ -239,13 +247,10 @@ class Tasks(base.TaskTables):
             self._known.written(task_id)
         return is_held
 
-    def extend_leases(self, expires_at: float) -> int:
-        statement = (
-            "UPDATE tasks SET lease_expires_at = CASE WHEN lease_expires_at > ? THEN"
-            " lease_expires_at ELSE ? END WHERE state = 'leased'"
-        )
+    def renew_leases(self, expires_at: float) -> int:
+        statement = "UPDATE tasks SET lease_expires_at = ? WHERE state = 'leased'"
         self._known.doubt_all()
-        return self._db.count(statement, expires_at, expires_at)
+        return self._db.count(statement, expires_at)
 
     def leases(self, runner: str) -> list[Task]:
         where = "WHERE state = 'leased' AND runner = ? ORDER BY id"

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from scheduler.stores import base
-from scheduler.stores._connection import Connection
+from scheduler.stores._connection import Connection, Row
 from scheduler.stores._flows_sql import Flows
 from scheduler.stores._others_sql import Others
+from scheduler.stores._row_checks_sql import RowChecks
 from scheduler.stores._scaling_sql import Scaling
 from scheduler.stores._tasks_sql import Tasks
 
 
-class Transaction(Others, Scaling, base.Transaction):
+class Transaction(RowChecks, Others, Scaling, base.Transaction):
     """The statements, on one connection."""
 
     def __init__(self, db: Connection, tell: Callable[[base.News], None] | None = None) -> None:
@@ -33,6 +34,12 @@ class Transaction(Others, Scaling, base.Transaction):
     def forget(self) -> None:
         super().forget()
         self._forget_tasks()
+
+    def fetch_one(self, statement: str) -> Row:
+        """The row of a query that always has one, in a store's own words."""
+        row = self._db.row(statement)
+        assert row is not None, statement
+        return row
 
     def tell(self, news: base.News) -> None:
         if self._tell is not None:

@@ -37,6 +37,33 @@ class News:
     has_desired: bool = False
 
 
+#: A flow: model, priority class, tenant.
+FlowName = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowCount:
+    """What a flow should count, by its tasks."""
+
+    num_queued: int
+    queued_cost: int
+    num_leased: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskParts:
+    """What there is of a task beside its row."""
+
+    task_id: str
+    has_document: bool
+    #: Chunks by the task's row.
+    num_chunks: int
+    #: The seq after the last in the journal; 0 when that has none.
+    next_seq: int
+    #: Chunks in the journal; None of a task that has ended or has none: they were not counted.
+    num_rows: int | None
+
+
 class TaskTables(Protocol):
     """Tasks, their attempts and their output."""
 
@@ -86,6 +113,10 @@ class TaskTables(Protocol):
         """Delayed tasks whose pause was over at ``now`` or before, earliest first."""
         ...
 
+    def due_after(self, moment: float, limit: int) -> list[Task]:
+        """Delayed tasks whose pause ends after ``moment``, latest first."""
+        ...
+
     def delete_finished(self, before: float, limit: int) -> int:
         """Remove up to ``limit`` tasks that finished before a moment, oldest first, with all that
         belongs to them; how many."""
@@ -97,8 +128,8 @@ class TaskTables(Protocol):
         """Extend a live lease; False when the runner does not hold it under that fence."""
         ...
 
-    def extend_leases(self, expires_at: float) -> int:
-        """Extend every live lease to at least ``expires_at``; how many there are."""
+    def renew_leases(self, expires_at: float) -> int:
+        """Have every live lease end at ``expires_at``; how many there are."""
         ...
 
     def leases(self, runner: str) -> list[Task]:
@@ -308,7 +339,55 @@ class ScalingTables(Protocol):
         ...
 
 
-class Transaction(TaskTables, FlowTables, OtherTables, ScalingTables, Protocol):
+class RowChecks(Protocol):
+    """Whether rows belong together, and what puts them right; for ``scheduler/reconciliation``."""
+
+    def leased_to_nobody(self, limit: int) -> list[str]:
+        """Ids of leased tasks that do not say by whom, on what, since when or until when."""
+        ...
+
+    def owners(self, table: str, after: str, limit: int) -> list[tuple[str, bool]]:
+        """Whose rows a table of ``documents``, ``attempts`` and ``journal`` has: ids greater than
+        ``after``, in order, and whether there is such a task."""
+        ...
+
+    def has_task(self, task_id: str) -> bool: ...
+
+    def delete_parts(self, table: str, task_ids: Sequence[str]) -> None:
+        """Remove all rows of these tasks from one of the three tables."""
+        ...
+
+    def task_parts(self, after: str, limit: int) -> list[TaskParts]:
+        """Tasks with ids greater than ``after``, in order."""
+        ...
+
+    def add_lost_document(self, task_id: str) -> bool:
+        """Write an empty request for a task that has none; whether it had none."""
+        ...
+
+    def journal_length(self, task_id: str, most: int) -> tuple[int, int]:
+        """Chunks that follow each other from the first, ``most`` at most, and their tokens."""
+        ...
+
+    def cut_journal(self, task_id: str, num_chunks: int) -> int:
+        """Remove chunks from ``num_chunks`` on; how many there were."""
+        ...
+
+    def flow_names(self, after: FlowName, limit: int) -> list[FlowName]:
+        """Flows greater than ``after``, in order, that are on record or have waiting or leased
+        tasks."""
+        ...
+
+    def leased_by_flow(self) -> dict[FlowName, int]:
+        """Leased tasks by flow; flows without any are left out."""
+        ...
+
+    def count_flow(self, name: FlowName, num_leased: int) -> FlowCount:
+        """A flow's queued tasks, counted; ``num_leased`` as it was counted for all."""
+        ...
+
+
+class Transaction(TaskTables, FlowTables, OtherTables, ScalingTables, RowChecks, Protocol):
     """Reads and writes of one command. It is valid only while the command runs."""
 
     def tell(self, news: News) -> None:
@@ -343,6 +422,14 @@ class Store(Protocol):
 
     async def read(self, query: Callable[[Transaction], T]) -> T:
         """Run a query over one consistent state, which holds every command that has returned.
+
+        Raises:
+            StoreUnavailable: the store refused.
+        """
+        ...
+
+    async def now(self) -> float | None:
+        """Seconds since the epoch by the store's own clock; None: it has none but the machine's.
 
         Raises:
             StoreUnavailable: the store refused.

@@ -21,12 +21,15 @@ from scheduler.stores._postgres_news import Ear
 from scheduler.stores._postgres_reader import Reader
 from scheduler.stores._postgres_schema import migrate
 from scheduler.stores._postgres_writer import Writer
+from scheduler.stores._transaction import Transaction
 from scheduler.stores._worker import Worker
 
 T = TypeVar("T")
 
 #: Commands in one commit; more would make the first wait long for its answer, and others' batches.
 MAX_BATCH = 256
+#: Not ``now()``, which is when the transaction began.
+_NOW = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
 
 
 class Store(base.Store):
@@ -63,6 +66,13 @@ class Store(base.Store):
 
     async def read(self, query: Callable[[base.Transaction], T]) -> T:
         return cast(T, await self._reading.call(query))
+
+    async def now(self) -> float | None:
+        def query(tx: base.Transaction) -> float:
+            (now,) = cast(Transaction, tx).fetch_one(_NOW)
+            return float(now)
+
+        return await self.read(query)
 
     def listen(self, listener: Callable[[base.News | None], None]) -> None:
         self._ear.add(listener)

@@ -96,6 +96,10 @@ class Store(base.Store):
     async def read(self, query: Callable[[base.Transaction], T]) -> T:
         return cast(T, await self._reading.call(query))
 
+    async def now(self) -> float | None:
+        """It is a file: the machine's clock is its clock."""
+        return None
+
     def listen(self, listener: Callable[[base.News | None], None]) -> None:
         """Nobody else writes to the file, so there is never anything to hear."""
 

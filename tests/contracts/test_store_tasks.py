@@ -210,12 +210,12 @@ async def test_a_lease_is_extended_for_its_holder_only(store: Store) -> None:
     assert found.lease_expires_at == 500.0
 
 
-async def test_extending_all_leases_shortens_none(store: Store) -> None:
+async def test_renewing_all_leases_has_all_end_at_once(store: Store) -> None:
     await add(store, leased("t1", expires_at=100.0), leased("t2", expires_at=900.0), task("t3"))
 
-    assert await store.run(lambda tx: tx.extend_leases(500.0)) == 2
+    assert await store.run(lambda tx: tx.renew_leases(500.0)) == 2
     left = await store.read(lambda tx: tx.expired_leases(1000.0, 10))
-    assert [(t.id, t.lease_expires_at) for t in left] == [("t1", 500.0), ("t2", 900.0)]
+    assert [(t.id, t.lease_expires_at) for t in left] == [("t1", 500.0), ("t2", 500.0)]
 
 
 async def test_expired_leases_come_earliest_first(store: Store) -> None:

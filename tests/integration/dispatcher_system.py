@@ -10,8 +10,13 @@ from typing import Any
 
 import grpc
 
-from scheduler.clock import SystemClock
+from scheduler.autoscaler.placement import Plan
+from scheduler.bulk_book import BulkBook
+from scheduler.clock import SteadyClock, SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
+from scheduler.reconciliation.base import Parts
+from scheduler.reconciliation.checks import all_checks
+from scheduler.reconciliation.service import Reconciliation
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.stores import sqlite
@@ -109,6 +114,7 @@ class Control:
     dispatcher: Dispatcher
     stub: Any
     clock: JumpingClock
+    reconciliation: Reconciliation
 
     def connect(self) -> Stream:
         return Stream(self.stub.Connect())
@@ -127,21 +133,27 @@ class Control:
 
 @asynccontextmanager
 async def control_plane(
-    port: int, store: Store | None = None, *, sweep_s: float = 0.05
+    port: int, store: Store | None = None, *, poll_s: float = 0.05
 ) -> AsyncIterator[Control]:
     store = store or sqlite.Store(sqlite.MEMORY)
-    clock = JumpingClock()
+    machine = JumpingClock()
+    clock = SteadyClock(machine)
     book = TaskBook(store, clock, lease_ttl_s=10)
-    dispatcher = Dispatcher(book, clock, sweep_s=sweep_s)
-    running = asyncio.create_task(dispatcher.run())
+    dispatcher = Dispatcher(book, clock, poll_s=poll_s)
+    bulks = BulkBook(book.ledger, book.rules, book.new_id)
+    parts = Parts(book, bulks, clock, dispatcher, lambda: Plan({}))
+    reconciliation = Reconciliation(all_checks(parts), clock, tick_s=poll_s)
+    await reconciliation.look()
+    running = [asyncio.create_task(each.run()) for each in (dispatcher, reconciliation)]
     server = grpc.aio.server(options=SERVER_OPTIONS)
     rpc.add_RunnerServiceServicer_to_server(dispatcher, server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Control(book, dispatcher, rpc.RunnerServiceStub(channel), clock)
+        yield Control(book, dispatcher, rpc.RunnerServiceStub(channel), machine, reconciliation)
     dispatcher.close()
     await server.stop(0)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    for each in running:
+        each.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
     await store.close()

@@ -15,13 +15,17 @@ from handlers.model_config import ModelConfig, Source
 from handlers.scale_section import Scale
 from scheduler.autoscaler.scaler import Scaler
 from scheduler.autoscaler.sidecar import Sidecar
-from scheduler.clock import SystemClock
+from scheduler.bulk_book import BulkBook
+from scheduler.clock import SteadyClock, SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
 from scheduler.fair_queue import FairQueue
 from scheduler.flow import DEFAULT_CLASS
 from scheduler.moves import Preemption, Rules
 from scheduler.operations import Operations
 from scheduler.policies import virtual_time
+from scheduler.reconciliation.base import Parts
+from scheduler.reconciliation.checks import all_checks
+from scheduler.reconciliation.service import Reconciliation
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.runner.service import Identity, Runner
 from scheduler.speedometer import Speedometer
@@ -93,17 +97,25 @@ class Control(Running):
         self.store = sqlite.Store(self.folder / "plait.db")
         queue = FairQueue(virtual_time.Policy())
         rules = Rules(queue, self.lease_ttl_s, 5, preemption=self.preemption)
-        self.book = TaskBook(self.store, CLOCK, lease_ttl_s=self.lease_ttl_s, rules=rules)
+        clock = SteadyClock(CLOCK)
+        self.book = TaskBook(self.store, clock, lease_ttl_s=self.lease_ttl_s, rules=rules)
         self.operations = Operations(self.book.ledger, self.book.rules.queue)
         self.dispatcher = Dispatcher(
-            self.book, CLOCK, lease_ttl_s=self.lease_ttl_s, heartbeat_s=0.2, sweep_s=0.1
+            self.book, clock, lease_ttl_s=self.lease_ttl_s, heartbeat_s=0.2, poll_s=0.1
         )
         configs = {"counting": config(scale=self.scale)}
         self.speedometer = Speedometer(self.book.ledger, self.dispatcher)
         scaler = Scaler(configs, self.book.ledger, self.speedometer, period_s=0.2)
-        sidecar = Sidecar(configs, scaler, self.dispatcher, self.book.clear, CLOCK, reconcile_s=0.2)
+        sidecar = Sidecar(configs, scaler, self.dispatcher, self.book.clear, clock, reconcile_s=0.2)
         self.book.ledger.on_queued(sidecar.has_queued)
+        bulks = BulkBook(self.book.ledger, rules, self.book.new_id)
+        parts = Parts(
+            self.book, bulks, clock, self.dispatcher, lambda: sidecar.plan, heartbeat_s=0.2
+        )
+        self.reconciliation = Reconciliation(all_checks(parts), clock, tick_s=0.1)
+        await self.reconciliation.look()
         self.start(self.dispatcher.run())
+        self.start(self.reconciliation.run())
         self.start(sidecar.run())
         self.start(self.speedometer.run())
         self.server = grpc.aio.server(options=SERVER_OPTIONS)

@@ -143,7 +143,7 @@ async def test_a_task_past_its_deadline_is_told_as_504(
 ) -> None:
     body = {"prompt": "hold", "max_new_tokens": 9, "deadline_s": 0.05}
     request = asyncio.create_task(http.post("/predictions/demo", json=body))
-    await until(system.book.sweep)
+    await until(system.book.expire_overdue)
 
     answer = await request
 

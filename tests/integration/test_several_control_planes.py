@@ -190,7 +190,7 @@ async def test_runners_and_clients_of_different_planes_find_each_other(
     assert await here.hears() is None
     async with AsyncExitStack() as stack, asyncio.timeout(20):
         # It does not look for itself within the time of this test.
-        control = control_plane(free_port, Store(postgres_url), sweep_s=1000)
+        control = control_plane(free_port, Store(postgres_url), poll_s=1000)
         there = await stack.enter_async_context(control)
         runner = await there.welcomed()
         await _is_listening(there.book, here)

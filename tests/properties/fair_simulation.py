@@ -215,7 +215,7 @@ class Simulation:
         self.free[slot] = self.scenario.speeds[slot]
 
     def sweep(self, now: float) -> None:
-        moves.sweep(self.tx, self.rules, now, 1000)
+        moves.end_pauses(self.tx, self.rules, now, 1000)
 
     def moved(self, before: Task) -> None:
         self.referee.task_moved(_row(before), _row(moves.owned(self.tx, before.id)))

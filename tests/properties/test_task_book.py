@@ -250,7 +250,9 @@ class Tasks(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
     def wait_and_sweep(self, seconds: float) -> None:
         self.clock.advance(seconds)
-        self.do(self.book.sweep())
+        self.do(self.book.expire_overdue())
+        self.do(self.book.lose_expired())
+        self.do(self.book.end_pauses())
         now = self.clock.now()
         for task_id, task in self.known.items():
             if task.state.is_final:
@@ -266,7 +268,7 @@ class Tasks(RuleBasedStateMachine):
     def restart(self) -> None:
         self.do(self.store.close())
         self.open()
-        assert self.do(self.book.extend_all()) == sum(
+        assert self.do(self.book.renew_all()) == sum(
             task.state is TaskState.LEASED for task in self.known.values()
         )
         for task in self.known.values():

@@ -37,7 +37,7 @@ def accepted() -> asyncio.Future[tuple[Task, bool]]:
 
 
 def front(book: Any) -> Front:
-    return Front(book, None, {}, {}, None, ManualClock(), None, None)
+    return Front(book, None, {}, {}, None, ManualClock(), None, None, None)
 
 
 @pytest.fixture(autouse=True)

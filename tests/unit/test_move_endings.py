@@ -117,7 +117,7 @@ def test_a_lease_that_ran_out_fails_a_task_that_cannot_go_on(tx: Transaction) ->
     claim(tx)
     moves.append(tx, RULES, "t1", 1, [chunk(0)], NOW)
 
-    (task,) = moves.sweep(tx, RULES, NOW + 11, 10).value
+    (task,) = moves.lose_expired(tx, RULES, NOW + 11, 10).value
 
     assert (task.state, task.resume) == (TaskState.FAILED, "none")
 

@@ -183,8 +183,8 @@ def test_a_lease_that_ran_out_is_taken_back_and_told(tx: Transaction) -> None:
     submit(tx)
     leased = claim(tx)[0].task
 
-    assert moves.sweep(tx, RULES, NOW + 9.9, 10).value == []
-    outcome = moves.sweep(tx, RULES, NOW + 10, 10)
+    assert moves.lose_expired(tx, RULES, NOW + 9.9, 10).value == []
+    outcome = moves.lose_expired(tx, RULES, NOW + 10, 10)
 
     assert outcome.value[0].state is TaskState.QUEUED
     assert outcome.changes[0].ended_lease == leased
@@ -195,19 +195,19 @@ def test_a_deadline_ends_a_running_task_and_is_told(tx: Transaction) -> None:
     submit(tx, deadline_at=NOW + 5)
     leased = claim(tx)[0].task
 
-    outcome = moves.sweep(tx, RULES, NOW + 5, 10)
+    outcome = moves.expire_overdue(tx, RULES, NOW + 5, 10)
 
     assert outcome.value[0].state is TaskState.EXPIRED
     assert outcome.changes[0].ended_lease == leased
 
 
-def test_a_sweep_moves_no_more_than_its_limit(tx: Transaction) -> None:
+def test_a_sweep_for_leases_moves_no_more_than_its_limit(tx: Transaction) -> None:
     for name in ("t1", "t2", "t3"):
         submit(tx, name)
     claim(tx, limit=3)
 
-    assert len(moves.sweep(tx, RULES, NOW + 99, 2).value) == 2
-    assert len(moves.sweep(tx, RULES, NOW + 99, 2).value) == 1
+    assert len(moves.lose_expired(tx, RULES, NOW + 99, 2).value) == 2
+    assert len(moves.lose_expired(tx, RULES, NOW + 99, 2).value) == 1
 
 
 def test_a_restarted_runner_gives_back_what_it_forgot(tx: Transaction) -> None:
@@ -225,5 +225,5 @@ def test_live_leases_get_a_full_term_after_the_control_plane_was_away(tx: Transa
     submit(tx)
     claim(tx)
 
-    assert moves.extend_all(tx, RULES, NOW + 100).value == 1
-    assert moves.sweep(tx, RULES, NOW + 105, 10).value == []
+    assert moves.renew_all(tx, RULES, NOW + 100).value == 1
+    assert moves.lose_expired(tx, RULES, NOW + 105, 10).value == []

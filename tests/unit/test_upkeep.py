@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from scheduler.upkeep import Upkeep
 
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import ManualClock
@@ -10,7 +11,6 @@ from scheduler.errors import StoreUnavailable
 from scheduler.stores.sqlite import MEMORY, Store
 from scheduler.task import Submission
 from scheduler.task_book import PURGE_BATCH, TaskBook
-from scheduler.upkeep import Upkeep
 
 
 async def ended(book: TaskBook, count: int) -> None:

@@ -239,7 +239,7 @@ async def test_a_lease_that_others_ended_is_announced_with_its_holder(
     leased = (await stage.claim()).task
 
     stage.clock.advance(60)
-    await (stage.book.cancel(stage.id) if end == "cancel" else stage.book.sweep())
+    await (stage.book.cancel(stage.id) if end == "cancel" else stage.book.lose_expired())
 
     assert ended == [(leased.id, leased.fence, leased.runner)]
 
@@ -283,7 +283,7 @@ async def test_a_sweep_of_many_goes_on_to_the_end(
     await stage.book.claim(MODEL, runner="r1", replica="demo__r0", limit=7)
     stage.clock.advance(10)
 
-    assert len(await stage.book.sweep()) == 7
+    assert len(await stage.book.lose_expired()) == 7
 
 
 async def test_a_setting_out_of_range_is_refused_by_name(stage: Stage) -> None:

@@ -17,7 +17,7 @@ from scheduler.errors import PlaitError, StoreUnavailable
 from scheduler.stores import base, sqlite
 from scheduler.stores._transaction import Transaction
 from scheduler.testing.simulation.faults import Faults
-from scheduler.testing.simulation.loop import Process
+from scheduler.testing.simulation.loop import Clock, Process
 from scheduler.testing.simulation.witness import Witness
 from scheduler.testing.tasks import empty_database
 
@@ -147,6 +147,12 @@ class Store(base.Store):
         value = query(self._reading)
         await self._pause()
         return value
+
+    async def now(self) -> float | None:
+        """One that is shared is on a machine of its own, whose clock is right."""
+        if not self.is_shared:
+            return None
+        return await self.read(lambda _: Clock.EPOCH + asyncio.get_running_loop().time())
 
     def listen(self, listener: Callable[[base.News | None], None]) -> None:
         self._listeners.append(listener)

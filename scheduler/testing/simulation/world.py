@@ -177,6 +177,7 @@ class World:
         )
 
     def _bury(self, plane: ControlPlane) -> None:
+        self._judge(plane)
         crash(plane, [s for s in self.network.streams if s.process is plane.process], self._chance)
 
     async def _disturb(self) -> None:
@@ -238,8 +239,7 @@ class World:
             runner.stream.tear(self._chance)
 
     def _jump(self, clock: Clock) -> None:
-        """Several control planes keep their clocks together, or leases would mean nothing."""
-        far = 60.0 if len(self.clocks) == 1 else LEASE_TTL_S / 6
+        far = self._chance.choice([1.0, 60.0, 3600.0])
         clock.offset_s = self._chance.uniform(-far, far)
 
     async def _change_tenant(self, plane: ControlPlane) -> None:
@@ -263,7 +263,7 @@ class World:
     async def _come_to_rest(self) -> None:
         self.network.stands_still_until = self.disk.refuses_until = 0.0
         for clock in self.clocks:
-            clock.offset_s = max(clock.offset_s, 0.0) if len(self.clocks) == 1 else 0.0
+            clock.offset_s = 0.0
         until = self.loop.time() + REST_S
         while open_ := self._open():
             for client in self.clients:
@@ -296,7 +296,13 @@ class World:
                 if task_id not in self.witness.accounts:
                     self.witness.report(f"promise 1: {task_id} was accepted and is not on disk")
 
+    def _judge(self, plane: ControlPlane) -> None:
+        for problem in plane.damage():
+            self.witness.report(f"the store does not add up: {problem}")
+
     def close(self) -> None:
+        for plane in self._planes_up():
+            self._judge(plane)
         for each in [*self.planes, *self.runners, *self.clients]:
             if each is not None:
                 each.process.kill()
