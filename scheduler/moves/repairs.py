@@ -24,7 +24,7 @@ def free_unheld(
     tx: Transaction, rules: Rules, task_ids: Iterable[str], now: float
 ) -> Outcome[list[Task]]:
     """Take back leased tasks that do not say who has them, or until when."""
-    tasks = [task for task in map(tx.task, task_ids) if task is not None and _is_unheld(task)]
+    tasks = [task for task in map(tx.reread, task_ids) if task is not None and _is_unheld(task)]
     return gather(lose(tx, rules, _held(task, now), "nobody held its lease", now) for task in tasks)
 
 
@@ -55,7 +55,7 @@ def mend_request(tx: Transaction, rules: Rules, task_id: str, now: float) -> Out
 def mend_journal(tx: Transaction, rules: Rules, task_id: str, now: float) -> Outcome[str]:
     """Have a task count the chunks that follow each other from the first, and remove others; what
     was wrong, empty if nothing is."""
-    task = tx.task(task_id)
+    task = tx.reread(task_id)
     if task is None:
         return Outcome("")
     num_chunks, num_tokens = tx.journal_length(task_id, task.num_chunks)
@@ -102,19 +102,15 @@ def miscount(tx: Transaction, name: FlowName, count: FlowCount) -> str:
     return "; ".join(wrong)
 
 
-def recount(tx: Transaction, rules: Rules, names: Iterable[FlowName]) -> dict[FlowName, str]:
-    """Count flows anew; what was wrong, of those that were."""
-    leased = tx.leased_by_flow()
-    wrong: dict[FlowName, str] = {}
+def recount(tx: Transaction, rules: Rules, names: Iterable[FlowName]) -> None:
+    """Count flows anew, and write what they should count, also where that is what is known of them:
+    it was not what is on disk."""
+    leased, tenants = tx.leased_by_flow(), set()
     for name in names:
-        count = tx.count_flow(name, leased.get(name, 0))
-        problem = miscount(tx, name, count)
-        if problem:
-            wrong[name] = problem
-            rules.queue.correct(tx, name, count)
-    for tenant in {name[2] for name in wrong}:
+        rules.queue.correct(tx, name, tx.count_flow(name, leased.get(name, 0)))
+        tenants.add(name[2])
+    for tenant in sorted(tenants):
         rules.queue.regulate(tx, tenant, has_new_limit=True)
-    return wrong
 
 
 def _is_unheld(task: Task) -> bool:

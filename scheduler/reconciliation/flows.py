@@ -20,8 +20,8 @@ _START: Final[FlowName] = ("", "", "")
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    #: Flows that count wrong.
-    wrong: tuple[FlowName, ...]
+    #: Flows that count wrong, and what.
+    wrong: Mapping[FlowName, str]
     #: Where the next page begins; None: this was the last.
     end: FlowName | None
 
@@ -63,24 +63,23 @@ class FlowsThatMiscount(Check):
                 self._at = at
                 return found
 
-    async def _mend(self, wrong: tuple[FlowName, ...]) -> list[Finding]:
-        if not wrong:
-            return []
-        book = self._parts.book
-        mended = await book.ledger.store.run(lambda tx: moves.recount(tx, book.rules, wrong))
-        return [Finding(f"flow {' '.join(name)}", problem) for name, problem in mended.items()]
+    async def _mend(self, wrong: Mapping[FlowName, str]) -> list[Finding]:
+        if wrong:
+            book = self._parts.book
+            await book.ledger.store.run(lambda tx: moves.recount(tx, book.rules, wrong))
+        return [Finding(f"flow {' '.join(name)}", problem) for name, problem in wrong.items()]
 
 
 def _page(tx: Transaction, after: FlowName) -> _Page:
     names = tx.flow_names(after, _MOST_FLOWS)
     leased: Mapping[FlowName, int] = tx.leased_by_flow()
-    wrong: list[FlowName] = []
+    wrong: dict[FlowName, str] = {}
     num_tasks = 0
     for number, name in enumerate(names, 1):
         count = tx.count_flow(name, leased.get(name, 0))
-        if moves.miscount(tx, name, count):
-            wrong.append(name)
+        if problem := moves.miscount(tx, name, count):
+            wrong[name] = problem
         num_tasks += count.num_queued
         if num_tasks >= _MOST_TASKS and number < len(names):
-            return _Page(tuple(wrong), name)
-    return _Page(tuple(wrong), names[-1] if len(names) == _MOST_FLOWS else None)
+            return _Page(wrong, name)
+    return _Page(wrong, names[-1] if len(names) == _MOST_FLOWS else None)

@@ -14,6 +14,7 @@ from scheduler.stores._connection import Connection
 from scheduler.stores._flows_sql import Flows
 from scheduler.stores._tasks_sql import LOST_DOCUMENT, PARTS, Tasks
 from scheduler.stores.base import FlowCount, FlowName, TaskParts
+from scheduler.task import Task
 
 _TO_NOBODY: Final = (
     "SELECT id FROM tasks WHERE state = 'leased' AND (runner IS NULL OR replica IS NULL"
@@ -55,6 +56,10 @@ class RowChecks(Tasks, Flows, base.RowChecks):
     """Whether rows belong together."""
 
     _db: Connection
+
+    def reread(self, task_id: str) -> Task | None:
+        self._known.doubt([task_id])
+        return self.task(task_id)
 
     def leased_to_nobody(self, limit: int) -> list[str]:
         return [row[0] for row in self._db.rows(_TO_NOBODY, limit)]

@@ -342,6 +342,10 @@ class ScalingTables(Protocol):
 class RowChecks(Protocol):
     """Whether rows belong together, and what puts them right; for ``scheduler/reconciliation``."""
 
+    def reread(self, task_id: str) -> Task | None:
+        """A task as it is on disk, whatever is known of it."""
+        ...
+
     def leased_to_nobody(self, limit: int) -> list[str]:
         """Ids of leased tasks that do not say by whom, on what, since when or until when."""
         ...

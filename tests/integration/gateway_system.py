@@ -21,8 +21,9 @@ from aiohttp import web
 from handlers.model_config import ModelConfig, Source
 from handlers.scale_section import Scale
 from handlers.wire import TokenLogprob
+from scheduler.autoscaler.placement import Plan
 from scheduler.bulk_book import BulkBook
-from scheduler.clock import SystemClock
+from scheduler.clock import SteadyClock, SystemClock
 from scheduler.cluster_view import NodeView, ReplicaView
 from scheduler.errors import StaleLease, StoreUnavailable
 from scheduler.explainer import Explainer
@@ -32,6 +33,9 @@ from scheduler.gateway.http import open_http
 from scheduler.gateway.pressure import Pressure
 from scheduler.gateway.tokens import open_counters
 from scheduler.operations import Operations
+from scheduler.reconciliation.base import Parts
+from scheduler.reconciliation.checks import all_checks
+from scheduler.reconciliation.service import Reconciliation
 from scheduler.speedometer import Speedometer
 from scheduler.stores.sqlite import Store
 from scheduler.task import Grant, JournalChunk, Task, TaskError
@@ -191,6 +195,18 @@ class PlayedCluster:
         )
         return (NodeView("here", "r1", True, 2, replicas),)
 
+    def leases(self, runner_id: str) -> set[tuple[str, int]]:
+        return set()
+
+    def dismiss_silent(self) -> dict[str, float]:
+        return {}
+
+    def forget_lost(self) -> list[str]:
+        return []
+
+    def want_again(self, runner_id: str) -> None:
+        """It runs what it runs."""
+
 
 class GatewaySystem:
     """A control plane without its dispatcher; it can be closed and opened again."""
@@ -211,7 +227,7 @@ class GatewaySystem:
     async def open(self) -> None:
         """Listen, at the same ports as the time before."""
         self.store = Store(self._path)
-        clock = SystemClock()
+        clock = SteadyClock(SystemClock())
         self.book = TaskBook(self.store, clock, lease_ttl_s=30.0, max_attempts=self.max_attempts)
         if self.runner is not None:
             self.runner.attach(self.book)
@@ -224,6 +240,10 @@ class GatewaySystem:
         )
         await self.pressure.look()
         speedometer = Speedometer(self.book.ledger, self.cluster)
+        bulks = BulkBook(self.book.ledger, self.book.rules, self.book.new_id)
+        parts = Parts(self.book, bulks, clock, self.cluster, lambda: Plan({}))
+        #: Not running: what it finds is found when a test asks for it.
+        self.reconciliation = Reconciliation(all_checks(parts), clock)
         self.front = Front(
             self.book,
             self.operations,
@@ -231,8 +251,9 @@ class GatewaySystem:
             open_counters(MODELS),
             self.cluster,
             clock,
-            BulkBook(self.book.ledger, self.book.rules, self.book.new_id),
+            bulks,
             Explainer(self.book.ledger, self.book.rules, self.cluster, MODELS, speedometer),
+            self.reconciliation,
             pressure=self.pressure,
             require_keys=self.require_keys,
         )
