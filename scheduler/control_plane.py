@@ -24,6 +24,7 @@ from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
 from scheduler.gateway.pressure import Pressure, free_bytes
 from scheduler.gateway.tokens import open_counter
+from scheduler.ids import IdSource
 from scheduler.keys import Role
 from scheduler.moves import Backoff, Preemption, Rules
 from scheduler.operations import Operations
@@ -55,7 +56,8 @@ async def open_control(
         stack.push_async_callback(store.close)
         rules = _rules(settings)
         await store.run(functools.partial(rules.queue.adopt, models=list(configs)))
-        book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules)
+        new_id = IdSource(clock)
+        book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules, new_id=new_id)
         dispatcher = Dispatcher(
             book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
         )
@@ -85,6 +87,7 @@ async def open_control(
         reconciliation = Reconciliation(all_checks(parts), clock)
         # Before anybody connects: live leases get a full term, and flows count what is there.
         await reconciliation.look()
+        new_id.follow(await book.newest_id())
         explainer = Explainer(book.ledger, book.rules, dispatcher, configs, speedometer)
         front = Front(
             book,

@@ -23,11 +23,27 @@ class IdSource:
         self._random_bits = random_bits
         self._last = 0
 
+    def follow(self, newest: str | None) -> None:
+        """Draw only ids greater than this one, which a process before has drawn: its clock may
+        have been ahead. From a place of its own, since others may follow the same id. None: there
+        was none."""
+        if newest is None:
+            return
+        self._last = max(self._last, decode(newest) + self._random_bits(_RANDOM_BITS - 8))
+
     def __call__(self) -> str:
         milliseconds = int(self._clock.now() * 1000)
         drawn = (milliseconds << _RANDOM_BITS) | self._random_bits(_RANDOM_BITS)
         self._last = max(drawn, self._last + 1)
         return encode(self._last)
+
+
+def decode(text: str) -> int:
+    """The number that :func:`encode` has written so."""
+    number = 0
+    for letter in text:
+        number = number << 5 | _ALPHABET.index(letter)
+    return number
 
 
 def encode(number: int) -> str:

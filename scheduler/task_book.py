@@ -68,6 +68,11 @@ class TaskBook:
         self.rules = rules or Rules(queue, lease_ttl_s, max_attempts)
         self.new_id = new_id or IdSource(clock)
 
+    async def newest_id(self) -> str | None:
+        """The greatest id of a task."""
+        newest = await self.tasks(limit=1)
+        return newest[0].id if newest else None
+
     # -- for the gateway
 
     async def submit(self, submission: Submission) -> tuple[Task, bool]:

@@ -12,6 +12,7 @@ from scheduler.bulk_book import BulkBook
 from scheduler.clock import ManualClock, SteadyClock
 from scheduler.cluster_view import NodeView
 from scheduler.drift import Finding, Tally
+from scheduler.ids import IdSource
 from scheduler.moves import Rules
 from scheduler.reconciliation.base import Parts
 from scheduler.reconciliation.checks import all_checks
@@ -81,11 +82,14 @@ class Drifting:
     def start(self) -> None:
         """As a control plane that begins."""
         self.clock = SteadyClock(self.machine)
-        self.book = TaskBook(self.store, self.clock, lease_ttl_s=TTL_S, rules=self.rules)
-        bulks = BulkBook(self.book.ledger, self.rules, self.book.new_id)
+        self.new_id = IdSource(self.clock)
+        self.book = TaskBook(
+            self.store, self.clock, lease_ttl_s=TTL_S, rules=self.rules, new_id=self.new_id
+        )
+        self.bulks = BulkBook(self.book.ledger, self.rules, self.book.new_id)
         parts = Parts(
             self.book,
-            bulks,
+            self.bulks,
             self.clock,
             self.cluster,
             lambda: self.plan,

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 import structlog
 
+from scheduler.bulk_book import OPEN_FOR_S
 from scheduler.drift import Finding
 from scheduler.errors import StoreUnavailable
 from scheduler.reconciliation.base import Check
@@ -15,6 +16,7 @@ from scheduler.reconciliation.checks import CHECKS
 from scheduler.reconciliation.service import Reconciliation
 from scheduler.task import TaskState
 from scheduler.task_book import TaskBook
+from scheduler.testing.tasks import MODEL
 from tests.unit.drifting_store import TTL_S, Drifting, drifting, node
 
 CHUNK = "INSERT INTO journal (task_id, seq, token_ids, text, answer)"
@@ -108,6 +110,18 @@ async def test_what_ended_long_ago_is_removed() -> None:
         await store.found()
 
         assert await store.book.tasks() == []
+
+
+async def test_a_bulk_that_nobody_closed_is_cancelled(store: Drifting) -> None:
+    bulk = await store.bulks.begin("ann", MODEL)
+    store.advance(OPEN_FOR_S + 1)
+
+    found = await store.found()
+
+    assert [each.subject for each in found["bulks_left_open"]] == [f"bulk {bulk.id}"]
+    assert await store.found() == {}
+    ended = (await store.bulks.progress(bulk.id)).bulk
+    assert ended.cancelled_at is not None
 
 
 async def test_without_a_retention_everything_is_kept(store: Drifting) -> None:
