@@ -84,8 +84,9 @@ def remove_orphans(tx: Transaction, table: str, task_ids: Sequence[str]) -> list
     return gone
 
 
-def miscount(tx: Transaction, name: FlowName, count: FlowCount) -> str:
-    """What a flow, or its band, counts other than its tasks; empty if nothing."""
+def miscount(tx: Transaction, name: FlowName, count: FlowCount, num_active: int) -> str:
+    """What a flow, or its band, counts other than its tasks; empty if nothing. ``num_active``: how
+    many flows of the band take part."""
     flow, band = tx.flow(*name), tx.band(*name[:2])
     wrong = [
         f"{field} was {getattr(flow, field)}, is {getattr(count, field)}"
@@ -96,7 +97,6 @@ def miscount(tx: Transaction, name: FlowName, count: FlowCount) -> str:
     is_held = limit is not None and sum(f.num_leased for f in tx.flows_of(flow.tenant)) >= limit
     if flow.is_held != is_held:
         wrong.append(f"is_held was {flow.is_held}, is {is_held}")
-    num_active = tx.waiting(*name[:2]).num_flows
     if band.num_active != num_active:
         wrong.append(f"its band's num_active was {band.num_active}, is {num_active}")
     return "; ".join(wrong)

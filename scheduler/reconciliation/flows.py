@@ -73,11 +73,15 @@ class FlowsThatMiscount(Check):
 def _page(tx: Transaction, after: FlowName) -> _Page:
     names = tx.flow_names(after, _MOST_FLOWS)
     leased: Mapping[FlowName, int] = tx.leased_by_flow()
+    active: dict[tuple[str, str], int] = {}
     wrong: dict[FlowName, str] = {}
     num_tasks = 0
     for number, name in enumerate(names, 1):
         count = tx.count_flow(name, leased.get(name, 0))
-        if problem := moves.miscount(tx, name, count):
+        band = name[:2]
+        if band not in active:
+            active[band] = tx.waiting(*band).num_flows
+        if problem := moves.miscount(tx, name, count, active[band]):
             wrong[name] = problem
         num_tasks += count.num_queued
         if num_tasks >= _MOST_TASKS and number < len(names):

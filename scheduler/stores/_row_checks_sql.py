@@ -18,19 +18,19 @@ from scheduler.task import Task
 
 _TO_NOBODY: Final = (
     "SELECT id FROM tasks WHERE state = 'leased' AND (runner IS NULL OR replica IS NULL"
-    " OR leased_at IS NULL OR lease_expires_at IS NULL) ORDER BY id LIMIT ?"
+    " OR leased_at IS NULL OR lease_expires_at IS NULL) LIMIT ?"
 )
 _OWNERS: Final = (
     "WITH RECURSIVE owners(id, number) AS ("
     " SELECT MIN(task_id), 1 FROM {table} WHERE task_id > ?"
     " UNION ALL SELECT (SELECT MIN(task_id) FROM {table} WHERE task_id > owners.id), number + 1"
     " FROM owners WHERE owners.id IS NOT NULL AND number < ?)"
-    " SELECT owners.id, EXISTS (SELECT 1 FROM tasks WHERE tasks.id = owners.id)"
+    " SELECT owners.id, (SELECT COUNT(*) FROM tasks WHERE tasks.id = owners.id)"
     " FROM owners WHERE owners.id IS NOT NULL ORDER BY owners.id"
 )
 #: A journal's end is one leap; its rows are counted where somebody may yet go on from them.
 _PARTS: Final = (
-    "SELECT id, EXISTS (SELECT 1 FROM documents WHERE documents.task_id = tasks.id), num_chunks,"
+    "SELECT id, (SELECT COUNT(*) FROM documents WHERE documents.task_id = tasks.id), num_chunks,"
     " COALESCE((SELECT MAX(seq) + 1 FROM journal WHERE journal.task_id = tasks.id), 0),"
     " CASE WHEN finished_at IS NULL AND num_chunks > 0 THEN"
     " (SELECT COUNT(*) FROM journal WHERE journal.task_id = tasks.id) END"
@@ -40,9 +40,15 @@ _FLOW: Final = "model, priority_class, tenant"
 _FLOWS_ON_RECORD: Final = (
     f"SELECT {_FLOW} FROM flows WHERE ({_FLOW}) > (?, ?, ?) ORDER BY {_FLOW} LIMIT ?"
 )
-_NEXT_QUEUED: Final = (
-    f"SELECT {_FLOW} FROM tasks WHERE state = 'queued' AND ({_FLOW}) > (?, ?, ?)"
-    f" ORDER BY {_FLOW} LIMIT 1"
+#: The next flow with something queued, of the same band, of the model's next band, of the next
+#: model: each is one leap in the queue's index, which a comparison of all three at once is not.
+_NEXT_QUEUED: Final = tuple(
+    f"SELECT {_FLOW} FROM tasks WHERE state = 'queued' AND {where} ORDER BY {_FLOW} LIMIT 1"
+    for where in (
+        "model = ? AND priority_class = ? AND tenant > ?",
+        "model = ? AND priority_class > ?",
+        "model > ?",
+    )
 )
 _LEASED: Final = f"SELECT {_FLOW}, COUNT(*) FROM tasks WHERE state = 'leased' GROUP BY {_FLOW}"
 _QUEUED: Final = (
@@ -104,14 +110,20 @@ class RowChecks(Tasks, Flows, base.RowChecks):
         self._flush_flows()
         names = {_name(row) for row in self._db.rows(_FLOWS_ON_RECORD, *after, limit)}
         names |= {name for name in self.leased_by_flow() if name > after}
-        last = after
+        last = self._next_queued(after)
         for _ in range(limit):
-            row = self._db.row(_NEXT_QUEUED, *last)
-            if row is None:
+            if last is None:
                 break
-            last = _name(row)
             names.add(last)
+            last = self._next_queued(last)
         return sorted(names)[:limit]
+
+    def _next_queued(self, name: FlowName) -> FlowName | None:
+        for num_given, statement in zip((3, 2, 1), _NEXT_QUEUED, strict=True):
+            row = self._db.row(statement, *name[:num_given])
+            if row is not None:
+                return _name(row)
+        return None
 
     def leased_by_flow(self) -> dict[FlowName, int]:
         return {_name(row): int(row[3]) for row in self._db.rows(_LEASED)}

@@ -113,7 +113,7 @@ COLUMNS: Final = {
 }
 
 INDEXES: Final = {
-    "tasks_head": "who goes next in a flow",
+    "tasks_head": "who goes next in a flow, and what waits in it",
     "tasks_lease": "leases that ran out, and all there are",
     "tasks_due": "delayed tasks whose pause is over",
     "tasks_deadline": "tasks whose deadline has passed",
