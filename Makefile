@@ -13,7 +13,8 @@ SEEDS   ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev run test check unit integration acceptance format lint types layers proto \
-        packaging simulate bench-engine bench-queue bench-fairness bench-bulk bench-scaling ci clean
+        packaging simulate chaos bench-engine bench-queue bench-fairness bench-bulk \
+        bench-scaling ci clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +61,9 @@ acceptance: $(DEV)  ## a real TorchServe behind the whole of Plait, and processe
 
 simulate: $(DEV)  ## promises 1 to 5 under faults, from seeds: SEEDS=1000; ARGS="--seed 7" tells of one
 	$(BIN)/python -m scheduler.testing.simulation --seeds $(SEEDS) $(ARGS)
+
+chaos: $(BENCH)  ## real processes killed, stopped, cut off and starved; ARGS="--seed 7 --minutes 15"
+	$(BIN)/python -m scheduler.testing.chaos $(ARGS)
 
 packaging: $(DEV)  ## what the wheel holds
 	$(BIN)/python -m pytest tests/packaging $(ARGS)

@@ -73,11 +73,13 @@ def run_up(settings: Settings, console: Console) -> None:
     _supervise(settings, programs, console, _announce(settings, address, console))
 
 
-def run_node(settings: Settings, console: Console) -> None:
-    """TorchServe and a runner for a control plane elsewhere, until Ctrl-C."""
+def run_node(settings: Settings, console: Console, model_server: Program | None = None) -> None:
+    """A model server and a runner for a control plane elsewhere, until Ctrl-C; TorchServe, unless
+    another of its protocol is given."""
     settings.state.mkdir(parents=True, exist_ok=True)
     load_models(settings)
-    programs = [_torchserve_program(settings), _own_program(settings, "runner")]
+    model_server = model_server or _torchserve_program(settings)
+    programs = [model_server, _own_program(settings, "runner")]
 
     async def announce() -> None:
         console.print(f"working for {settings.control_address}; Ctrl-C stops")

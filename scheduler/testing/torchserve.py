@@ -14,6 +14,7 @@ import json
 import secrets
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,6 +109,14 @@ class FakeTorchServe:
     def num_running(self, name: str) -> int:
         """Requests the replica works on."""
         return len(self.models[name].running) if name in self.models else 0
+
+    def chunk(self, document: Mapping[str, Any], position: int, index: int) -> Chunk:
+        """What the model says at a position of an answer: here, it counts."""
+        likely = (TokenLogprob(-0.5, ((position, -0.5),)),) if "logprobs" in document else ()
+        return Chunk((position,), f"{position} ", index, likely)
+
+    def unregistering(self, name: str, num_running: int) -> None:
+        """A client of the management API takes a replica away that works on so many requests."""
 
     def expire_keys(self) -> None:
         """Make the keys look as if they were about to expire."""
@@ -210,6 +219,7 @@ class FakeTorchServe:
     async def _unregister(self, request: web.Request) -> web.Response:
         self._check_key(request, "management")
         name = self._find(request).name
+        self.unregistering(name, self.num_running(name))
         self._remove(name)
         return web.json_response({"status": f'Model "{name}" unregistered'})
 
@@ -294,7 +304,7 @@ class FakeTorchServe:
                 await asyncio.sleep(0)
             for index, start in enumerate(starts):
                 if start <= position:
-                    await self._write(request, response, _chunk(document, position, index))
+                    await self._write(request, response, self.chunk(document, position, index))
             await asyncio.sleep(self.step_s)
         reasons = ("length",) * len(starts) if len(starts) > 1 else ()
         num_tokens = sum(max(start, end) for start in starts)
@@ -316,11 +326,6 @@ def _starts(document: dict[str, Any]) -> list[int]:
     if num_answers == 1:
         return [len(given)]
     return [len(answer) for answer in given or [[]] * num_answers]
-
-
-def _chunk(document: dict[str, Any], position: int, index: int) -> Chunk:
-    likely = (TokenLogprob(-0.5, ((position, -0.5),)),) if "logprobs" in document else ()
-    return Chunk((position,), f"{position} ", index, likely)
 
 
 def _reset(transport: asyncio.Transport) -> None:

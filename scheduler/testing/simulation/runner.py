@@ -14,7 +14,7 @@ from typing import Any
 from handlers.wire import Chunk, Failure, Finish, TokenLogprob
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.runner.core import Lease, RunnerCore, Step
-from scheduler.testing.simulation import output
+from scheduler.testing import output
 from scheduler.testing.simulation.control import HEARTBEAT_S, ControlPlane
 from scheduler.testing.simulation.loop import Process
 from scheduler.testing.simulation.network import Network, Stream

@@ -21,7 +21,7 @@ from scheduler.errors import (
 )
 from scheduler.task import Submission, Task, TaskEvent
 from scheduler.task_book import TaskBook
-from scheduler.testing.simulation import output
+from scheduler.testing import output
 from scheduler.testing.simulation.control import ControlPlane
 from scheduler.testing.simulation.loop import Gone, Process
 from scheduler.testing.simulation.network import Network, Pipe

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.testing.simulation import output
+from scheduler.testing import output
 from scheduler.testing.simulation.referee import Referee
 
 FINAL = {"succeeded", "failed", "cancelled", "expired"}

@@ -19,11 +19,13 @@ def num_answers(document: Mapping[str, Any]) -> int:
 
 def tokens(document: Mapping[str, Any], answer: int) -> tuple[int, ...]:
     """Every token of an answer."""
-    count, seed = document["max_new_tokens"], document["seed"]
-    return tuple(
-        zlib.crc32(f"{seed} {answer} {position}".encode()) % _VOCABULARY
-        for position in range(count)
-    )
+    count = document["max_new_tokens"]
+    return tuple(token(document, answer, position) for position in range(count))
+
+
+def token(document: Mapping[str, Any], answer: int, position: int) -> int:
+    """The token at a position of an answer, from 0."""
+    return zlib.crc32(f"{document['seed']} {answer} {position}".encode()) % _VOCABULARY
 
 
 def text(token_ids: tuple[int, ...]) -> str:
