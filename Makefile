@@ -46,7 +46,9 @@ run: $(SERVE)  ## start everything with the demo model, on a CPU; Ctrl-C stops i
 	@$(BIN)/plait up $(ARGS)
 
 test: $(DEV)  ## every test: unit, contracts, properties, integration, acceptance, docs, packaging
-	$(BIN)/python -m pytest --ignore=tests/acceptance $(ARGS)
+	@# Those that start no processes share the cores; the others use them all by themselves.
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/properties tests/docs tests/packaging $(ARGS)
+	$(BIN)/python -m pytest tests/contracts tests/integration tests/accelerator $(ARGS)
 	@# By itself: it keeps a whole Plait running, which would slow all others.
 	$(BIN)/python -m pytest tests/acceptance $(ARGS)
 
