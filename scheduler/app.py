@@ -238,7 +238,14 @@ async def _runner(
     clock = SystemClock()
     node = settings.node or socket.gethostname()
     found = devices.look()
-    identity = Identity(load_runner_id(settings.state), node, found.count, found.kind)
+    identity = Identity(
+        load_runner_id(settings.state),
+        node,
+        found.count,
+        found.kind,
+        provider=settings.provider,
+        container=settings.container,
+    )
     endpoint = Endpoint(settings.state)
     async with AsyncExitStack() as stack:
         inference = Inference(endpoint)

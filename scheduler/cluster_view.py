@@ -50,6 +50,9 @@ class NodeView:
     replicas: tuple[ReplicaView, ...] = ()
     #: What its devices are, such as "cpu" or "NVIDIA H100 80GB HBM3"; empty when it did not say.
     device_kind: str = ""
+    #: Who rents us the container it is in, and what the provider calls that; empty: nobody.
+    provider: str = ""
+    container: str = ""
     #: Seconds that its machine's clock is ahead of the store's; None: it did not say.
     clock_skew_s: float | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -10,11 +11,13 @@ from typing import Any, Final, TypeVar
 import grpc.aio
 
 from handlers.model_config import ModelConfig
-from scheduler import interpreter, plugins, policies
+from scheduler import interpreter, plugins, policies, provider_config
+from scheduler.autoscaler.container_keeper import ContainerKeeper
 from scheduler.autoscaler.scaler import Scaler
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SteadyClock, SystemClock
+from scheduler.container import Reliance
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
 from scheduler.errors import StartupError
 from scheduler.explainer import Explainer
@@ -28,11 +31,12 @@ from scheduler.ids import IdSource
 from scheduler.keys import Role
 from scheduler.moves import Backoff, Preemption, Rules
 from scheduler.operations import Operations
+from scheduler.providers.base import Provider, ProviderConfig, Surroundings
 from scheduler.reconciliation.base import Parts
 from scheduler.reconciliation.checks import all_checks
 from scheduler.reconciliation.service import Reconciliation
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
-from scheduler.settings import Settings
+from scheduler.settings import PREFIX, Settings, without_secrets
 from scheduler.speedometer import Speedometer
 from scheduler.stores import sqlite
 from scheduler.stores.base import Store
@@ -58,8 +62,14 @@ async def open_control(
         await store.run(functools.partial(rules.queue.adopt, models=list(configs)))
         new_id = IdSource(clock)
         book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules, new_id=new_id)
+        reliance = Reliance()
         dispatcher = Dispatcher(
-            book, clock, lease_ttl_s=settings.lease_ttl_s, heartbeat_s=settings.heartbeat_s
+            book,
+            clock,
+            lease_ttl_s=settings.lease_ttl_s,
+            heartbeat_s=settings.heartbeat_s,
+            reliance=reliance,
+            journal_interval_s=settings.journal_interval_s,
         )
         operations = Operations(book.ledger, rules.queue)
         speedometer = Speedometer(book.ledger, dispatcher)
@@ -67,6 +77,10 @@ async def open_control(
         sidecar = Sidecar(
             configs, scaler, dispatcher, book.clear, clock, reconcile_s=settings.reconcile_s
         )
+        keeper = ContainerKeeper(
+            open_providers(settings, configs), configs, store, dispatcher, sidecar, reliance, clock
+        )
+        stack.push_async_callback(keeper.close)
         counters = {name: open_counter(config) for name, config in configs.items()}
         book.ledger.on_desired_replicas(sidecar.look_again)
         book.ledger.on_queued(sidecar.has_queued)
@@ -100,6 +114,7 @@ async def open_control(
             explainer,
             reconciliation,
             pressure=pressure,
+            containers=keeper,
             require_keys=settings.require_keys,
         )
         await stack.enter_async_context(_grpc(settings, front, dispatcher))
@@ -113,10 +128,36 @@ async def open_control(
         yield [
             dispatcher.run(),
             sidecar.run(),
+            keeper.run(),
             speedometer.run(),
             pressure.run(),
             reconciliation.run(),
         ]
+
+
+def open_providers(
+    settings: Settings, configs: dict[str, ModelConfig]
+) -> list[tuple[ProviderConfig, Provider]]:
+    """The providers that the folder of their configs describes.
+
+    Raises:
+        StartupError: a file is wrong, or names a variable that is not set.
+    """
+    known = {path.stem for path in settings.model_configs.glob("*.yaml")} | set(configs)
+    found = provider_config.load_folder(settings.provider_configs, known, os.environ)
+    environment = {
+        **without_secrets(os.environ),
+        **settings.to_environment(),
+        f"{PREFIX}CONTROL_ADDRESS": settings.runner_target,
+    }
+    for variable in provider_config.secret_variables(settings.provider_configs):
+        environment.pop(variable, None)
+    opened = []
+    for config in found:
+        folder = settings.state / "containers" / config.name
+        surroundings = Surroundings(folder, environment)
+        opened.append((config, provider_config.open_provider(config, surroundings)))
+    return opened
 
 
 def _pressure(settings: Settings, book: TaskBook, store: Store) -> Pressure:

@@ -21,13 +21,20 @@ tenants_app = typer.Typer(no_args_is_help=True, help="See and set tenants' weigh
 keys_app = typer.Typer(no_args_is_help=True, help="Make and revoke keys.")
 classes_app = typer.Typer(no_args_is_help=True, help="See and set priority classes.")
 costs_app = typer.Typer(no_args_is_help=True, help="See and set what device kinds cost.")
+providers_app = typer.Typer(no_args_is_help=True, help="See who rents us containers, and which.")
 
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands part of ``plait``."""
     for command in (models, workers, scale, weight, purge, reconcile):
         app.command(rich_help_panel=OPERATE_PANEL)(command)
-    groups = {"tenants": tenants_app, "keys": keys_app, "classes": classes_app, "costs": costs_app}
+    groups = {
+        "tenants": tenants_app,
+        "keys": keys_app,
+        "classes": classes_app,
+        "costs": costs_app,
+        "providers": providers_app,
+    }
     for name, group in groups.items():
         app.add_typer(group, name=name, rich_help_panel=OPERATE_PANEL)
 
@@ -260,3 +267,27 @@ def set_cost(
     with told():
         answer = client(address).set_cost_factor(model, device_kind, factor)
     print(f"{answer['model']} on {answer['device_kind']}: {answer['factor']:g}")
+
+
+# ------------------------------------------------------------------------------------- containers
+
+
+@providers_app.command("list")
+def list_providers(as_json: JsonOption = False, address: AddressOption = None) -> None:
+    """List providers with prices, limits and how they are doing."""
+    with told():
+        show(client(address).providers(), as_json, tables.provider_table)
+
+
+@providers_app.command("containers")
+def list_containers(as_json: JsonOption = False, address: AddressOption = None) -> None:
+    """List the containers that were ordered, and those that nobody ordered."""
+    with told():
+        show(client(address).containers(), as_json, tables.container_table)
+
+
+@providers_app.command("ledger")
+def show_ledger(as_json: JsonOption = False, address: AddressOption = None) -> None:
+    """Show what was noted of providers: losses, stalls, slow starts; it fades with time."""
+    with told():
+        show(client(address).providers(), as_json, tables.ledger_table)

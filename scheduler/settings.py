@@ -59,6 +59,20 @@ class Settings(BaseSettings):
         "", description="host:port a runner connects to; empty: the gRPC port of this machine."
     )
     node: str = Field("", description="Name of this machine in listings; empty: its host name.")
+    provider: str = Field(
+        "", description="Who rents us the container this is, such as kubernetes; empty: nobody."
+    )
+    container: str = Field("", description="What the provider calls this container.")
+    provider_configs: Path = Field(
+        Path("provider_configs"),
+        description="Folder with one YAML file per provider of containers; it may be absent.",
+    )
+    journal_interval_s: float = Field(
+        0.1,
+        ge=0,
+        le=5,
+        description="Most seconds output is gathered where nothing is ever lost before it is sent.",
+    )
     lease_ttl_s: float = Field(
         10.0, gt=0, description="Seconds a lease lasts unless a heartbeat renews it."
     )

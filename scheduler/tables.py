@@ -88,6 +88,62 @@ def cost_table(listing: Any) -> Table:
     return table
 
 
+def provider_table(listing: Any) -> Table:
+    table = _table("PROVIDER", "KIND", "STATE", "CONTAINERS", "AN HOUR", "DEVICES", "MODELS", "WHY")
+    for each in listing["providers"]:
+        devices = f"{each['num_devices']} {each['device_kind']}" if each["num_devices"] else "cpu"
+        table.add_row(
+            each["name"],
+            each["kind"],
+            each["state"],
+            f"{each['num_up']} of {each['num_ordered']}, most {each['max_containers']}",
+            f"{each['price_per_hour']:g}",
+            devices,
+            "any" if each["models"] is None else ", ".join(each["models"]),
+            each["reason"],
+        )
+    for model, reason in listing["shortages"].items():
+        table.add_row("-", "-", "short", "-", "-", "-", model, reason)
+    return table
+
+
+def container_table(listing: Any) -> Table:
+    table = _table(
+        "PROVIDER", "ORDER", "STATE", "CONTAINER", "PROVIDER SAYS", "RUNNER", "SINCE", "WHY"
+    )
+    for each in listing["containers"]:
+        table.add_row(
+            each["provider"],
+            each["key"],
+            "stalled" if each["stalled_at"] else each["state"],
+            each["container"] or "-",
+            " ".join(filter(None, (each["provider_state"], each["provider_reason"]))) or "-",
+            each["runner"] or "-",
+            _moment(each["up_at"] or each["ordered_at"]),
+            each["reason"],
+        )
+    for each in listing["unknown"]:
+        table.add_row(
+            each["provider"], "-", "unknown", each["container"], "-", "-", "-", "not ordered"
+        )
+    return table
+
+
+def ledger_table(listing: Any) -> Table:
+    table = _table(
+        "PROVIDER", "CLASS", "LOSSES", "STALLS", "SLOW STARTS", "HOURS", "LOSSES AN HOUR"
+    )
+    for provider in listing["providers"]:
+        for note in provider["ledger"]:
+            table.add_row(
+                provider["name"],
+                note["node_class"] or "-",
+                *(f"{note[name]:.2f}" for name in ("losses", "stalls", "slow_starts", "hours")),
+                f"{note['losses_per_hour']:.3f}",
+            )
+    return table
+
+
 def _of(count: int, limit: int | None) -> str:
     return str(count) if limit is None else f"{count}/{limit}"
 

@@ -1,10 +1,10 @@
 """Decides which replicas each node should run.
 
 What runs stays where it is. A replica too many goes: first one that is on its way out already, then
-one that is not ready, then the one with the least in flight, then the highest index. A new one goes
-to the node with the fewest of its model that has enough devices free, under the lowest index nobody
-uses. A replica that is on its way out holds its name and its devices until it is gone, so no two
-workers ever share a device.
+one that is not ready, then the one in the dearest container, then the one with the least in flight,
+then the highest index. A new one goes to the node with the fewest of its model that has enough
+devices free, under the lowest index nobody uses. A replica that is on its way out holds its name
+and its devices until it is gone, so no two workers ever share a device.
 
 Pure: nodes as they were seen and counts as they are wanted go in, a plan comes out.
 """
@@ -29,6 +29,24 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
+class Trait:
+    """What sets a node in a container apart from others."""
+
+    #: Whether it is to go: nothing stays on it.
+    is_leaving: bool = False
+    #: Replicas it takes; None: as many as its devices suffice for.
+    most_replicas: int | None = None
+    #: The greater, the rather others are taken: what an hour of work there is expected to cost.
+    rank: float = 0.0
+    #: Models it may run; None: any.
+    models: tuple[str, ...] | None = None
+
+
+#: Of a node in no container.
+_OWN = Trait()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What every node should run."""
 
@@ -36,6 +54,8 @@ class Plan:
     replicas: Mapping[str, tuple[Placed, ...]]
     #: Why fewer run than are wanted, by model.
     shortages: Mapping[str, str] = field(default_factory=dict)
+    #: How many fewer, by model; models of which there are enough are left out.
+    missing: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -46,11 +66,19 @@ class _Node:
     planned: frozenset[str] = frozenset()
     wanted: dict[str, Placed] = field(default_factory=dict)
     taken: set[int] = field(default_factory=set)
+    trait: Trait = _OWN
 
     def free(self, config: ModelConfig) -> list[int]:
         """Devices the model may use here that nobody holds."""
         allowed = range(self.view.num_devices) if config.device_ids is None else config.device_ids
         return [d for d in allowed if d < self.view.num_devices and d not in self.taken]
+
+    def may_take(self, model: str) -> bool:
+        """Whether one more replica of the model may be here, devices apart."""
+        trait = self.trait
+        if trait.is_leaving or (trait.models is not None and model not in trait.models):
+            return False
+        return trait.most_replicas is None or len(self.wanted) < trait.most_replicas
 
 
 def place(
@@ -58,24 +86,30 @@ def place(
     configs: Mapping[str, ModelConfig],
     nodes: Sequence[NodeView],
     previous: Mapping[str, Sequence[Placed]] | None = None,
+    traits: Mapping[str, Trait] | None = None,
 ) -> Plan:
     """The plan that brings every model to its desired number of replicas.
 
     ``previous`` is the last plan: a replica it has and a runner does not show yet is on its way.
+    ``traits``: of nodes in containers, by runner.
     """
     cluster = [_seen(node, (previous or {}).get(node.runner_id, ())) for node in nodes]
+    for each in cluster:
+        each.trait = (traits or {}).get(each.view.runner_id, _OWN)
     shortages: dict[str, str] = {}
+    missing: dict[str, int] = {}
     for model in sorted(desired):
         config = configs.get(model)
         if config is None:
             continue
-        missing = desired[model] - _keep(config, desired[model], cluster)
-        for _ in range(missing):
+        kept = _keep(config, desired[model], cluster)
+        for number in range(kept, desired[model]):
             if not _add(config, cluster):
                 shortages[model] = _shortage(config, cluster)
+                missing[model] = desired[model] - number
                 break
     replicas = {n.view.runner_id: tuple(n.wanted[x] for x in sorted(n.wanted)) for n in cluster}
-    return Plan(replicas, shortages)
+    return Plan(replicas, shortages, missing)
 
 
 def devices_needed(config: ModelConfig) -> int:
@@ -114,20 +148,20 @@ def _keep(config: ModelConfig, count: int, cluster: Sequence[_Node]) -> int:
     kept = 0
     for node, replica in there:
         devices = _devices_of(config, node, replica)
-        if kept < count and devices is not None:
+        if kept < count and devices is not None and node.may_take(config.name):
             node.wanted[replica.name] = Placed(replica.name, config.name, devices)
             node.taken.update(devices)
             kept += 1
     return kept
 
 
-def _worth(node: _Node, replica: ReplicaView) -> tuple[bool, bool, bool, int, int, str]:
+def _worth(node: _Node, replica: ReplicaView) -> tuple[bool, bool, bool, float, int, int, str]:
     """Sorts what to keep first."""
     is_away, is_ready = not node.view.connected, replica.state == READY
     # Where there is a last plan, what it let go is on its way out and stays so.
     is_leaving = bool(node.planned) and replica.name not in node.planned
-    index = _index(replica.name)
-    return is_away, is_leaving, not is_ready, -replica.in_flight, index, node.view.runner_id
+    place = (node.trait.rank, -replica.in_flight, _index(replica.name), node.view.runner_id)
+    return is_away, is_leaving, not is_ready, *place
 
 
 def _devices_of(config: ModelConfig, node: _Node, replica: ReplicaView) -> tuple[int, ...] | None:
@@ -144,10 +178,10 @@ def _devices_of(config: ModelConfig, node: _Node, replica: ReplicaView) -> tuple
 def _add(config: ModelConfig, cluster: Sequence[_Node]) -> bool:
     """Add one replica to the best node; whether there is one."""
     needed = devices_needed(config)
-    fit = [n for n in cluster if n.view.connected and len(n.free(config)) >= needed]
+    fit = [n for n in _candidates(config, cluster) if len(n.free(config)) >= needed]
     if not fit:
         return False
-    node = min(fit, key=lambda n: (_count(n, config.name), len(n.wanted), n.view.runner_id))
+    node = min(fit, key=lambda n: _dearness(n, config.name))
     used = {name for each in cluster for name in (*each.present, *each.wanted)}
     index = 0
     while (name := replica_name(config.name, index)) in used:
@@ -158,16 +192,24 @@ def _add(config: ModelConfig, cluster: Sequence[_Node]) -> bool:
     return True
 
 
-def _count(node: _Node, model: str) -> int:
-    return sum(placed.model == model for placed in node.wanted.values())
+def _dearness(node: _Node, model: str) -> tuple[int, float, int, str]:
+    """Sorts where to add a replica first."""
+    count = sum(placed.model == model for placed in node.wanted.values())
+    return count, node.trait.rank, len(node.wanted), node.view.runner_id
+
+
+def _candidates(config: ModelConfig, cluster: Sequence[_Node]) -> list[_Node]:
+    """Nodes that are there and may take a replica of the model, devices apart."""
+    return [node for node in cluster if node.view.connected and node.may_take(config.name)]
 
 
 def _shortage(config: ModelConfig, cluster: Sequence[_Node]) -> str:
-    connected = [node for node in cluster if node.view.connected]
-    if not connected:
+    if not any(node.view.connected for node in cluster):
         return "no runner is connected"
+    if not (candidates := _candidates(config, cluster)):
+        return "every node that may run it is full or on its way out"
     needed = devices_needed(config)
-    most = max(len(node.free(config)) for node in connected)
+    most = max(len(node.free(config)) for node in candidates)
     return f"a replica needs {needed} devices of one node; the most that are free is {most}"
 
 

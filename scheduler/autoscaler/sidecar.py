@@ -17,7 +17,7 @@ import structlog
 
 from handlers.model_config import ModelConfig
 from scheduler.autoscaler.drains import Drains
-from scheduler.autoscaler.placement import Placed, Plan, place
+from scheduler.autoscaler.placement import Placed, Plan, Trait, place
 from scheduler.autoscaler.scaler import Scaler
 from scheduler.clock import Clock
 from scheduler.cluster_view import NodeView
@@ -65,6 +65,7 @@ class Sidecar:
         self._park, self._clock = park, clock
         self._reconcile_s = reconcile_s
         self._plan = Plan({})
+        self._traits: Callable[[], Mapping[str, Trait]] = dict
         self._wake = asyncio.Event()
         cluster.on_nodes_changed(self._wake.set)
 
@@ -77,8 +78,12 @@ class Sidecar:
         """What should run, as it was decided last."""
         return self._plan
 
+    def heed(self, traits: Callable[[], Mapping[str, Trait]]) -> None:
+        """``traits`` tells what sets nodes in containers apart, by runner."""
+        self._traits = traits
+
     def look_again(self) -> None:
-        """Look now: an operator has changed a number."""
+        """Look now: an operator has changed a number, or somebody which nodes are to go."""
         self._wake.set()
 
     def has_queued(self, model: str) -> None:
@@ -104,7 +109,7 @@ class Sidecar:
         desired = await self._scaler.desired(nodes, self._plan.replicas)
         before, self._plan = (
             self._plan,
-            place(desired, self._configs, nodes, self._plan.replicas),
+            place(desired, self._configs, nodes, self._plan.replicas, self._traits()),
         )
         self._log_changes(before, desired)
         for node in nodes:

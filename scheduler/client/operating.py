@@ -44,6 +44,14 @@ class Operating(Calls):
         """Have every check look at everything now; the answer comes when all have."""
         return cast(shapes.CheckList, self.call("POST", "/v1/reconciliation"))
 
+    def providers(self) -> shapes.ProviderList:
+        """Who rents us containers, with what was noted of each."""
+        return cast(shapes.ProviderList, self.call("GET", "/v1/providers"))
+
+    def containers(self) -> shapes.ContainerList:
+        """Containers that were ordered, and those that nobody ordered."""
+        return cast(shapes.ContainerList, self.call("GET", "/v1/containers"))
+
     # -- tenants
 
     def tenants(self) -> shapes.TenantList:

@@ -370,3 +370,76 @@ class Check(TypedDict):
 
 class CheckList(TypedDict):
     checks: list[Check]
+
+
+class ProviderNote(TypedDict):
+    """What was noted of a provider's containers of one class; everything fades with time."""
+
+    node_class: str
+    losses: float
+    stalls: float
+    slow_starts: float
+    #: Hours that containers were up.
+    hours: float
+    noted_at: float
+    losses_per_hour: float
+
+
+class Provider(TypedDict):
+    """Who rents us containers."""
+
+    name: str
+    kind: str
+    #: "ok", "paused" or "unseen".
+    state: str
+    reason: str
+    price_per_hour: float
+    device_kind: str
+    num_devices: int
+    min_containers: int
+    max_containers: int
+    #: None: any.
+    models: list[str] | None
+    labels: dict[str, str]
+    removes_any: bool
+    num_ordered: int
+    num_up: int
+    ledger: list[ProviderNote]
+
+
+class ProviderList(TypedDict):
+    providers: list[Provider]
+    #: Why more containers are wanted than can be had, by model.
+    shortages: dict[str, str]
+
+
+class Container(TypedDict):
+    """A container that was ordered."""
+
+    provider: str
+    key: str
+    #: "ordered", "up", "leaving" or "removing".
+    state: str
+    reason: str
+    #: The provider's name for it; None: not seen yet.
+    container: str | None
+    node_class: str
+    ordered_at: float
+    up_at: float | None
+    leaving_at: float | None
+    stalled_at: float | None
+    provider_state: str
+    provider_reason: str
+    runner: str | None
+
+
+class UnknownContainer(TypedDict):
+    """A container that nobody ordered."""
+
+    provider: str
+    container: str
+
+
+class ContainerList(TypedDict):
+    containers: list[Container]
+    unknown: list[UnknownContainer]

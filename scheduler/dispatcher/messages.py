@@ -73,8 +73,8 @@ def task_error(error: pb.Error) -> TaskError:
     return TaskError(error.status, error.message, error.field)
 
 
-def grant(granted: Grant, replica: str) -> pb.ControlMessage:
-    """A lease as its runner is told of it."""
+def grant(granted: Grant, replica: str, journal_interval_s: float = 0.0) -> pb.ControlMessage:
+    """A lease as its runner is told of it; for how long at most it may gather output."""
     task = granted.task
     first, *others = granted.generated or ((),)
     return pb.ControlMessage(
@@ -88,6 +88,7 @@ def grant(granted: Grant, replica: str) -> pb.ControlMessage:
             generated=first,
             other_generated=[pb.TokenIds(token_ids=each) for each in others],
             next_seq=task.num_chunks,
+            journal_interval_s=journal_interval_s,
         )
     )
 

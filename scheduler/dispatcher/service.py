@@ -20,6 +20,7 @@ import structlog
 
 from scheduler.clock import Clock
 from scheduler.cluster_view import NodeView
+from scheduler.container import Reliance
 from scheduler.dispatcher import messages
 from scheduler.dispatcher.headroom import Headroom
 from scheduler.dispatcher.link import Link
@@ -63,12 +64,18 @@ class Dispatcher(rpc.RunnerServiceServicer):
         lease_ttl_s: float = 10.0,
         heartbeat_s: float = 2.0,
         poll_s: float = 1.0,
+        reliance: Reliance | None = None,
+        journal_interval_s: float = 0.0,
     ) -> None:
+        """``journal_interval_s``: most seconds for which output is gathered, in a container that is
+        trusted by ``reliance``."""
         self._book = book
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
         self._heartbeat_s = heartbeat_s
         self._poll_s = poll_s
+        self._reliance = reliance or Reliance()
+        self._journal_interval_s = journal_interval_s
         self._silent_after_s = max(_SILENT_TERMS * lease_ttl_s, 2 * heartbeat_s)
         #: When streams were last looked at.
         self._looked_at: float | None = None
@@ -194,6 +201,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
             views,
             leases,
             hello.device_kind,
+            hello.provider,
+            hello.container,
         )
         log.info(
             "runner_welcomed",
@@ -324,7 +333,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
             except (StaleLease, StoreUnavailable) as error:
                 log.warning("grant_not_released", task_id=task.id, error=str(error))
             return
-        link.send(messages.grant(granted, slot.replica))
+        trust = self._reliance.trust(slot.provider, slot.container)
+        link.send(messages.grant(granted, slot.replica, trust * self._journal_interval_s))
         log.info(
             "task_granted",
             task_id=task.id,

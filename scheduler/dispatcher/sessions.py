@@ -24,6 +24,9 @@ class Slot:
     limit: int
     #: What the replica runs on.
     device_kind: str = ""
+    #: The container that is in, by provider and by what that calls it; empty: none.
+    provider: str = ""
+    container: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,9 @@ class _Runner:
     leases: dict[LeaseKey, str] = field(default_factory=dict)
     #: When its stream broke; None while it is open.
     lost_at: float | None = None
+    #: The container it is in; empty: none.
+    provider: str = ""
+    container: str = ""
 
     def num_leases(self, replica: str) -> int:
         return sum(name == replica for name in self.leases.values())
@@ -73,11 +79,21 @@ class Sessions:
         replicas: Iterable[ReplicaView],
         leases: dict[LeaseKey, str],
         device_kind: str = "",
+        provider: str = "",
+        container: str = "",
     ) -> None:
         """A runner said hello; ``leases`` are those it keeps, with their replicas."""
         shown = {replica.name: replica for replica in replicas}
         self._runners[runner_id] = _Runner(
-            runner_id, connection, node, num_devices, shown, device_kind, dict(leases)
+            runner_id,
+            connection,
+            node,
+            num_devices,
+            shown,
+            device_kind,
+            dict(leases),
+            provider=provider,
+            container=container,
         )
 
     def want(self, runner_id: str, replicas: Mapping[str, tuple[int, ...]]) -> None:
@@ -135,13 +151,14 @@ class Sessions:
         runner = self._runners.get(runner_id)
         return set() if runner is None else set(runner.leases)
 
-    def next_slot(self, model: str) -> Slot | None:
-        """The least loaded replica of the model that can take a task, or None.
+    def next_slot(self, model: str, avoid: frozenset[str] = frozenset()) -> Slot | None:
+        """The least loaded replica of the model that can take a task, or None; of runners that are
+        not to be avoided.
 
         Its limit keeps replicas level: it takes no more than brings it past the next one.
         """
         ready = self._ready(model)
-        free = [entry for entry in ready if entry[0] < entry[1].capacity]
+        free = [e for e in ready if e[0] < e[1].capacity and e[2].runner_id not in avoid]
         if not free:
             return None
         free.sort(key=lambda e: (e[0] / e[1].capacity, e[1].name, e[2].runner_id))
@@ -149,7 +166,15 @@ class Sessions:
         limit = replica.capacity - load
         if len(free) > 1:
             limit = min(limit, max(1, free[1][0] - load + 1))
-        return Slot(runner.runner_id, runner.connection, replica.name, limit, runner.device_kind)
+        return Slot(
+            runner.runner_id,
+            runner.connection,
+            replica.name,
+            limit,
+            runner.device_kind,
+            runner.provider,
+            runner.container,
+        )
 
     def room(self, model: str) -> tuple[int, int]:
         """Free slots and all slots of the replicas that take tasks of the model."""
@@ -202,4 +227,6 @@ def _view(runner: _Runner) -> NodeView:
         runner.num_devices,
         replicas,
         runner.device_kind,
+        runner.provider,
+        runner.container,
     )

@@ -20,6 +20,7 @@ from handlers.model_config import ModelConfig
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import Clock
 from scheduler.cluster_view import Cluster
+from scheduler.container import Containers, ContainersView
 from scheduler.drift import Finding, Tally
 from scheduler.errors import ModelNotFound, RequestError, TaskNotFound, Unavailable
 from scheduler.explainer import Explainer
@@ -79,8 +80,10 @@ class Front:
         checks: Checks,
         *,
         pressure: Pressure | None = None,
+        containers: Containers | None = None,
         require_keys: bool = False,
     ) -> None:
+        """``containers``: None where there are no providers of any."""
         self.book = book
         self.bulks, self.explainer, self.checks = bulks, explainer, checks
         self.operations = operations
@@ -88,6 +91,7 @@ class Front:
         self.cluster = cluster
         self.keyring = Keyring(operations, clock, is_required=require_keys)
         self.pressure = pressure
+        self._containers = containers
         self._counters = counters
         self._clock = clock
         self._closing = asyncio.Event()
@@ -95,6 +99,10 @@ class Front:
 
     def __repr__(self) -> str:
         return f"<Front models={len(self.models)} leaving={len(self._leaving)}>"
+
+    def containers(self) -> ContainersView:
+        """Providers, and the containers there are."""
+        return ContainersView() if self._containers is None else self._containers.view()
 
     def now(self) -> float:
         """Seconds since the epoch."""

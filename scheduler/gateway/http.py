@@ -16,6 +16,7 @@ from scheduler.errors import InvalidRequest
 from scheduler.gateway import (
     bulks_api,
     classes_api,
+    containers_api,
     keys_api,
     operations_api,
     predictions,
@@ -48,6 +49,7 @@ MODULES = (
     tenants_api,
     keys_api,
     classes_api,
+    containers_api,
     reconciliation_api,
 )
 MAX_REQUEST_ID_CHARS = 200

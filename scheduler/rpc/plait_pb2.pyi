@@ -22,7 +22,7 @@ class RunnerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "device_kind", "held", "replicas")
+    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "device_kind", "held", "replicas", "provider", "container")
     RUNNER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,8 @@ class Hello(_message.Message):
     DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
     runner_id: str
     session_id: str
     node: str
@@ -39,7 +41,9 @@ class Hello(_message.Message):
     device_kind: str
     held: _containers.RepeatedCompositeFieldContainer[HeldLease]
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
-    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
+    provider: str
+    container: str
+    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., provider: _Optional[str] = ..., container: _Optional[str] = ...) -> None: ...
 
 class HeldLease(_message.Message):
     __slots__ = ("task_id", "fence")
@@ -174,7 +178,7 @@ class Welcome(_message.Message):
     def __init__(self, lease_ttl_s: _Optional[float] = ..., heartbeat_s: _Optional[float] = ..., kept: _Optional[_Iterable[_Union[Ack, _Mapping]]] = ...) -> None: ...
 
 class Grant(_message.Message):
-    __slots__ = ("task_id", "fence", "attempt", "model", "replica", "document_json", "generated", "next_seq", "other_generated")
+    __slots__ = ("task_id", "fence", "attempt", "model", "replica", "document_json", "generated", "next_seq", "other_generated", "journal_interval_s")
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +188,7 @@ class Grant(_message.Message):
     GENERATED_FIELD_NUMBER: _ClassVar[int]
     NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
     OTHER_GENERATED_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_INTERVAL_S_FIELD_NUMBER: _ClassVar[int]
     task_id: str
     fence: int
     attempt: int
@@ -193,7 +198,8 @@ class Grant(_message.Message):
     generated: _containers.RepeatedScalarFieldContainer[int]
     next_seq: int
     other_generated: _containers.RepeatedCompositeFieldContainer[TokenIds]
-    def __init__(self, task_id: _Optional[str] = ..., fence: _Optional[int] = ..., attempt: _Optional[int] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., document_json: _Optional[str] = ..., generated: _Optional[_Iterable[int]] = ..., next_seq: _Optional[int] = ..., other_generated: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ...) -> None: ...
+    journal_interval_s: float
+    def __init__(self, task_id: _Optional[str] = ..., fence: _Optional[int] = ..., attempt: _Optional[int] = ..., model: _Optional[str] = ..., replica: _Optional[str] = ..., document_json: _Optional[str] = ..., generated: _Optional[_Iterable[int]] = ..., next_seq: _Optional[int] = ..., other_generated: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., journal_interval_s: _Optional[float] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("token_ids",)

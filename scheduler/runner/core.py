@@ -1,9 +1,10 @@
 """What a runner holds, and what it owes the control plane.
 
 Events in (a grant, a chunk, an acknowledgement, a welcome), messages and orders out, as values.
-Three rules. Chunks are numbered here, going on from the grant's number, and kept until they are
+Four rules. Chunks are numbered here, going on from the grant's number, and kept until they are
 acknowledged. An outcome is kept until its acknowledgement is final. While there is no welcomed
-connection nothing is sent: a welcome says what the journal lacks, and that is sent again.
+connection nothing is sent: a welcome says what the journal lacks, and that is sent again. Where the
+grant says so, what follows an attempt's first chunk is gathered for a while, into one.
 
 It knows no clock, no socket and no TorchServe.
 """
@@ -38,6 +39,12 @@ class Lease:
     next_seq: int
     #: Sent or to be sent, and not yet known to be on disk; in the order of their numbers.
     unacknowledged: deque[pb.RunnerMessage] = field(default_factory=deque)
+    #: Most seconds for which chunks are gathered into one; 0: each is sent as it comes.
+    journal_interval_s: float = 0.0
+    #: What was gathered, and has no number yet; None: nothing.
+    gathered: Chunk | None = None
+    #: Whether anything has come of this attempt.
+    has_begun: bool = False
     #: Text that came without tokens, by answer: it goes out with what follows it.
     held_text: dict[int, str] = field(default_factory=dict)
     #: The outcome, from the moment there is one.
@@ -65,6 +72,8 @@ class Step:
     start: tuple[Lease, ...] = ()
     #: Leases to stop working on.
     stop: tuple[tuple[str, int], ...] = ()
+    #: Leases to :meth:`RunnerCore.flush` in so many seconds.
+    gathers: tuple[tuple[tuple[str, int], float], ...] = ()
 
 
 class RunnerCore:
@@ -108,7 +117,13 @@ class RunnerCore:
         if grant.generated or grant.other_generated:
             document["generated"] = _generated(grant, document.get("n", 1))
         lease = Lease(
-            grant.task_id, grant.fence, grant.model, grant.replica, document, grant.next_seq
+            grant.task_id,
+            grant.fence,
+            grant.model,
+            grant.replica,
+            document,
+            grant.next_seq,
+            journal_interval_s=grant.journal_interval_s,
         )
         self._leases[grant.task_id] = lease
         return Step(start=(lease,), stop=(known.key,) if known is not None else ())
@@ -125,16 +140,26 @@ class RunnerCore:
         if not chunk.token_ids:
             # The tail of a text. Were it written down and the worker lost before its finish, the
             # next attempt, which knows tokens only, would send the tail again.
+            flushed = self._flush(lease)
             lease.held_text[chunk.index] = lease.held_text.get(chunk.index, "") + chunk.text
-            return Step()
-        return self._progress(lease, chunk)
+            return flushed
+        is_first, lease.has_begun = not lease.has_begun, True
+        if is_first or not lease.journal_interval_s:
+            return self._progress(lease, chunk)
+        return self._gather(lease, chunk)
+
+    def flush(self, task_id: str, fence: int) -> Step:
+        """Send what was gathered."""
+        lease = self._find(task_id, fence)
+        return Step() if lease is None else self._flush(lease)
 
     def finished(self, task_id: str, fence: int, finish: Finish) -> Step:
         """Send what was held back, then the end of a generation."""
         lease = self._find(task_id, fence)
         if lease is None or lease.outcome is not None:
             return Step()
-        tails = [self._progress(lease, Chunk((), "", index)) for index in lease.answers_held()]
+        tails = [self._flush(lease)]
+        tails += [self._progress(lease, Chunk((), "", index)) for index in lease.answers_held()]
         result: dict[str, Any] = {
             "finish_reason": finish.reason,
             "num_prompt_tokens": finish.num_prompt_tokens,
@@ -208,6 +233,28 @@ class RunnerCore:
         lease = self._leases.get(task_id)
         return lease if lease is not None and lease.fence == fence else None
 
+    def _gather(self, lease: Lease, chunk: Chunk) -> Step:
+        before = lease.gathered
+        if before is None:
+            lease.gathered = chunk
+            return Step(gathers=((lease.key, lease.journal_interval_s),))
+        if before.index != chunk.index or bool(before.logprobs) != bool(chunk.logprobs):
+            flushed = self._flush(lease)
+            return Step(send=flushed.send, gathers=self._gather(lease, chunk).gathers)
+        lease.gathered = Chunk(
+            (*before.token_ids, *chunk.token_ids),
+            before.text + chunk.text,
+            chunk.index,
+            (*before.logprobs, *chunk.logprobs),
+        )
+        return Step()
+
+    def _flush(self, lease: Lease) -> Step:
+        if (chunk := lease.gathered) is None:
+            return Step()
+        lease.gathered = None
+        return self._progress(lease, chunk)
+
     def _progress(self, lease: Lease, chunk: Chunk) -> Step:
         message = pb.RunnerMessage(
             progress=pb.Progress(
@@ -237,8 +284,9 @@ class RunnerCore:
         for outcome in (finish, release):
             if outcome is not None:
                 outcome.task_id, outcome.fence = task_id, fence
+        flushed = self._flush(lease)
         lease.outcome = pb.RunnerMessage(finish=finish, release=release)
-        return self._send(lease.outcome)
+        return Step(send=flushed.send + self._send(lease.outcome).send)
 
     def _send(self, message: pb.RunnerMessage) -> Step:
         return Step(send=(message,)) if self._is_welcome else Step()

@@ -62,6 +62,9 @@ class Identity:
     num_devices: int = 0
     #: What the devices are.
     device_kind: str = "cpu"
+    #: Who rents us the container this is in, and what it calls that; empty: nobody.
+    provider: str = ""
+    container: str = ""
     #: New with each process.
     session_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -201,6 +204,8 @@ class Runner:
             protocol=PROTOCOL,
             num_devices=who.num_devices,
             device_kind=who.device_kind,
+            provider=who.provider,
+            container=who.container,
             held=self._core.held(),
             replicas=self._replicas.report(),
         )
@@ -250,6 +255,11 @@ class Runner:
         if self._outbox is not None:
             for message in step.send:
                 self._outbox.put_nowait(message)
+        for key, after_s in step.gathers:
+            asyncio.get_running_loop().call_later(after_s, self._flush, key)
+
+    def _flush(self, key: tuple[str, int]) -> None:
+        self._do(self._core.flush(*key))
 
     def _stop(self, keys: tuple[tuple[str, int], ...]) -> None:
         for key in keys:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from scheduler.bulk import Bulk
+from scheduler.container import ContainerOrder, Flakiness
 from scheduler.flow import Ahead, Band, Flow, Tenant
 from scheduler.keys import Key
 from scheduler.scaling import Measure, ModelLoad, ScaleDecision
@@ -391,7 +392,25 @@ class RowChecks(Protocol):
         ...
 
 
-class Transaction(TaskTables, FlowTables, OtherTables, ScalingTables, RowChecks, Protocol):
+class ContainerTables(Protocol):
+    """Containers from providers."""
+
+    def container_orders(self) -> list[ContainerOrder]:
+        """Every place that was ever filled, by provider and ordinal."""
+        ...
+
+    def put_container_order(self, order: ContainerOrder) -> None: ...
+
+    def provider_ledger(self) -> list[Flakiness]:
+        """By provider and class."""
+        ...
+
+    def put_provider_note(self, note: Flakiness) -> None: ...
+
+
+class Transaction(
+    TaskTables, FlowTables, OtherTables, ScalingTables, RowChecks, ContainerTables, Protocol
+):
     """Reads and writes of one command. It is valid only while the command runs."""
 
     def tell(self, news: News) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from scheduler.bulk import Bulk
+from scheduler.container import ContainerOrder, Flakiness
 from scheduler.flow import Band, Flow, Tenant
 from scheduler.keys import Key
 from scheduler.scaling import Measure, ScaleDecision
@@ -44,6 +45,8 @@ TABLES: Final[dict[str, tuple[type | None, str]]] = {
     "scaled_replicas": (None, "A model whose number of replicas follows its work."),
     "replica_measures": (Measure, "What replicas of a model do on one kind of device."),
     "scale_decisions": (ScaleDecision, "A decision on how many replicas a model needs."),
+    "container_orders": (ContainerOrder, "A place of a provider, and the container that fills it."),
+    "provider_ledger": (Flakiness, "What was noted of a provider's containers of one class."),
     "batches": (None, "One row, by which control planes see that another has written."),
     "alembic_version": (None, "One row: the version of the schema."),
 }
@@ -107,6 +110,9 @@ COLUMNS: Final = {
     "scale_decisions.last_at": "When it was made last.",
     "scale_decisions.message": "The same, as a sentence.",
     "scale_decisions.inputs": "What it was decided from, the last time, JSON.",
+    "container_orders.generation": "Grows with each container that is ordered for the place.",
+    "container_orders.state": "`ordered`, `up`, `leaving`, `removing` or `gone`.",
+    "provider_ledger.provider": "As in the orders.",
     "batches.id": "1.",
     "batches.num_committed": "Batches of commands that were committed.",
     "alembic_version.version_num": "The last migration that was run.",

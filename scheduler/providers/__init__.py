@@ -1,0 +1,1 @@
+"""Who rents us containers; a file is a provider."""
