@@ -262,6 +262,9 @@ class Dispatcher(rpc.RunnerServiceServicer):
             return
         views = messages.replica_views(heartbeat.replicas)
         changed = self._sessions.reported(link.runner_id, views)
+        if heartbeat.sent_at:
+            ahead_s = heartbeat.sent_at - self._clock.now()
+            self._sessions.told_the_time(link.runner_id, ahead_s)
         for model in changed:
             self._awaken(model)
         if changed:

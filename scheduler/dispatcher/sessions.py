@@ -7,10 +7,15 @@ because it is always a little old. Moments are handed in; this reads no clock an
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from scheduler.cluster_view import READY, NodeView, ReplicaView
+
+#: Heartbeats of a runner by which its clock is judged.
+_BEATS_COMPARED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,8 @@ class _Runner:
     #: The container it is in; empty: none.
     provider: str = ""
     container: str = ""
+    #: Seconds by which its clock was ahead when its last heartbeats arrived.
+    ahead_s: deque[float] = field(default_factory=lambda: deque(maxlen=_BEATS_COMPARED))
 
     def num_leases(self, replica: str) -> int:
         return sum(name == replica for name in self.leases.values())
@@ -128,6 +135,11 @@ class Sessions:
         names = {*before, *after}
         changed = [n for n in names if _settled(before.get(n)) != _settled(after.get(n))]
         return {(after.get(name) or before[name]).model for name in changed}
+
+    def told_the_time(self, runner_id: str, ahead_s: float) -> None:
+        """A heartbeat of a runner came whose clock was so far ahead of ours."""
+        if (runner := self._runners.get(runner_id)) is not None:
+            runner.ahead_s.append(ahead_s)
 
     def leased(self, slot: Slot, lease: LeaseKey) -> bool:
         """Note a lease that was claimed for a slot; False when that session is no longer there, or
@@ -229,4 +241,6 @@ def _view(runner: _Runner) -> NodeView:
         runner.device_kind,
         runner.provider,
         runner.container,
+        # A heartbeat that was under way for a while makes a clock seem behind: the swiftest counts.
+        max(runner.ahead_s, default=None),
     )

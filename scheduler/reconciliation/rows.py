@@ -16,8 +16,9 @@ from scheduler.drift import Finding
 from scheduler.reconciliation.base import Check, Parts
 from scheduler.stores.base import TaskParts
 
-#: Tasks, or owners of rows, that one look goes through.
+#: Owners of rows that one look goes through; and tasks, of which each row of output is counted.
 PAGE: Final = 1000
+TASKS_PAGE: Final = 250
 
 
 class _Paged(Check):
@@ -96,13 +97,13 @@ class _PagedTasks(_Paged):
     """Tasks whose other rows are not as they should be."""
 
     async def _page(self, after: str) -> tuple[list[Finding], str | None]:
-        page = await self._parts.book.ledger.store.read(lambda tx: tx.task_parts(after, PAGE))
+        page = await self._parts.book.ledger.store.read(lambda tx: tx.task_parts(after, TASKS_PAGE))
         found: list[Finding] = []
         for parts in page:
             if self._is_wrong(parts):
                 problem = await self._mend(parts.task_id)
                 found += [Finding(f"task {parts.task_id}", problem)] if problem else []
-        return found, page[-1].task_id if len(page) == PAGE else None
+        return found, page[-1].task_id if len(page) == TASKS_PAGE else None
 
     @staticmethod
     @abstractmethod
@@ -139,7 +140,7 @@ class JournalsWithoutChunks(_PagedTasks):
 
     @staticmethod
     def _is_wrong(parts: TaskParts) -> bool:
-        return parts.num_chunks != parts.next_seq or parts.num_rows not in (None, parts.num_chunks)
+        return not parts.num_chunks == parts.next_seq == parts.num_rows
 
     async def _mend(self, task_id: str) -> str:
         ledger, rules = self._parts.book.ledger, self._parts.book.rules

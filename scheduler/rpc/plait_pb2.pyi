@@ -86,12 +86,14 @@ class Replica(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[Replica.State, str]] = ..., capacity: _Optional[int] = ..., in_flight: _Optional[int] = ..., device_ids: _Optional[_Iterable[int]] = ..., detail: _Optional[str] = ..., engine_json: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("held", "replicas")
+    __slots__ = ("held", "replicas", "sent_at")
     HELD_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    SENT_AT_FIELD_NUMBER: _ClassVar[int]
     held: _containers.RepeatedCompositeFieldContainer[HeldLease]
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
-    def __init__(self, held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
+    sent_at: float
+    def __init__(self, held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., sent_at: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("task_id", "fence", "seq", "token_ids", "text", "index", "logprobs")

@@ -103,6 +103,7 @@ class Runner:
         self._configs = configs
         self._core = RunnerCore()
         listeners = Listeners(self._core.in_flight, self._replicas_changed, self._replica_broken)
+        self._clock = clock
         self._replicas = Replicas(management, configs, store, clock, listeners, poll_s=poll_s)
         self._heartbeat_s = _DEFAULT_HEARTBEAT_S
         self._work: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -217,7 +218,9 @@ class Runner:
             outbox.put_nowait(self._heartbeat())
 
     def _heartbeat(self) -> pb.RunnerMessage:
-        beat = pb.Heartbeat(held=self._core.held(), replicas=self._replicas.report())
+        beat = pb.Heartbeat(
+            held=self._core.held(), replicas=self._replicas.report(), sent_at=self._clock.now()
+        )
         if self._is_leaving:
             for replica in beat.replicas:
                 replica.state = pb.Replica.DRAINING

@@ -28,12 +28,10 @@ _OWNERS: Final = (
     " SELECT owners.id, (SELECT COUNT(*) FROM tasks WHERE tasks.id = owners.id)"
     " FROM owners WHERE owners.id IS NOT NULL ORDER BY owners.id"
 )
-#: A journal's end is one leap; its rows are counted where somebody may yet go on from them.
 _PARTS: Final = (
     "SELECT id, (SELECT COUNT(*) FROM documents WHERE documents.task_id = tasks.id), num_chunks,"
     " COALESCE((SELECT MAX(seq) + 1 FROM journal WHERE journal.task_id = tasks.id), 0),"
-    " CASE WHEN finished_at IS NULL AND num_chunks > 0 THEN"
-    " (SELECT COUNT(*) FROM journal WHERE journal.task_id = tasks.id) END"
+    " (SELECT COUNT(*) FROM journal WHERE journal.task_id = tasks.id)"
     " FROM tasks WHERE id > ? ORDER BY id LIMIT ?"
 )
 _FLOW: Final = "model, priority_class, tenant"
@@ -83,7 +81,7 @@ class RowChecks(Tasks, Flows, base.RowChecks):
 
     def task_parts(self, after: str, limit: int) -> list[TaskParts]:
         return [
-            TaskParts(row[0], bool(row[1]), int(row[2]), int(row[3]), row[4])
+            TaskParts(row[0], bool(row[1]), *map(int, row[2:5]))
             for row in self._db.rows(_PARTS, after, limit)
         ]
 

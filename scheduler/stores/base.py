@@ -61,8 +61,8 @@ class TaskParts:
     num_chunks: int
     #: The seq after the last in the journal; 0 when that has none.
     next_seq: int
-    #: Chunks in the journal; None of a task that has ended or has none: they were not counted.
-    num_rows: int | None
+    #: Chunks in the journal.
+    num_rows: int
 
 
 class TaskTables(Protocol):

@@ -211,3 +211,23 @@ async def test_a_runner_that_speaks_now_and_then_keeps_its_stream(control: Contr
     await until(speak, lambda passed_s: passed_s > 0.6, every_s=0.05)
 
     assert [node.connected for node in control.dispatcher.nodes()] == [True]
+
+
+async def test_a_runner_whose_clock_is_off_is_reported_and_keeps_its_lease(
+    control: Control,
+) -> None:
+    stream = await control.welcomed()
+    task = await control.submit()
+    grant = await stream.hear("grant")
+    beat = heartbeat((task.id, grant.fence))
+    beat.heartbeat.sent_at = control.clock.now() - 3600
+
+    await stream.say(beat)
+
+    def is_open() -> bool:
+        tallies = {each.name: each for each in control.reconciliation.tallies()}
+        return [each.subject for each in tallies["clock_skew"].open] == ["runner one"]
+
+    await until(is_open)
+    await stream.say(progress(grant, 0))
+    assert (await stream.hear("ack")).next_seq == 1

@@ -168,7 +168,7 @@ async def test_a_task_of_a_runner_that_is_gone_is_requeued_when_its_lease_ends(
     system: System,
 ) -> None:
     book = system.control.book
-    book.rules = replace(book.rules, lease_ttl_s=0.5)
+    book.rules = replace(book.rules, lease_ttl_s=1.0)
     task = await system.submit(tokens=100_000)
     await system.until_tokens(task.id, 3)
 

@@ -162,8 +162,8 @@ async def test_what_operators_set_at_one_plane_is_known_at_the_other(planes: lis
 
     async with asyncio.timeout(10):
         await looked.wait()
-    there_too = Operations(there.book.ledger, there.book.rules.queue)
-    assert await there_too.desired_replicas() == {MODEL: 3}
+    wanted = await there.book.ledger.store.read(lambda tx: tx.desired_replicas())
+    assert wanted == {MODEL: 3}
 
 
 async def test_a_listener_whose_connection_broke_hears_that_it_may_have_missed_something(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -118,14 +119,22 @@ class Drifting:
 
     async def damage(self, statement: str, *values: Any) -> None:
         """What no transaction of ours does, and none knows of afterwards."""
+        assert await self.try_damage(statement, *values), f"nothing to damage: {statement}"
 
-        def command(tx: Transaction) -> None:
+    async def try_damage(self, statement: str, *values: Any) -> bool:
+        """Damage what there is; whether there was anything, and it was not damaged so before."""
+
+        def command(tx: Transaction) -> bool:
             sql = cast(SqlTransaction, tx)
             sql.flush()
-            assert sql._db.count(statement, *values), f"nothing to damage: {statement}"
+            num_changed = sql._db.count(statement, *values)
             sql.forget()
+            return num_changed > 0
 
-        await self.store.run(command)
+        try:
+            return await self.store.run(command)
+        except sqlite3.IntegrityError:
+            return False
 
     async def found(self) -> dict[str, list[Finding]]:
         """What a look at everything finds; checks that found nothing are left out."""

@@ -296,7 +296,7 @@ async def test_output_beyond_a_task_s_last_chunk_is_removed(store: Drifting) -> 
 async def test_rows_are_gone_through_page_by_page(
     store: Drifting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scheduler.reconciliation.rows.PAGE", 2)
+    monkeypatch.setattr("scheduler.reconciliation.rows.TASKS_PAGE", 2)
     tasks = [await store.submit() for _ in range(5)]
     await store.damage("DELETE FROM documents WHERE task_id = ?", tasks[4].id)
     store.start()

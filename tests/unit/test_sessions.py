@@ -237,3 +237,22 @@ def test_a_slot_of_a_replica_that_vanished_meanwhile_is_refused(sessions: Sessio
     sessions.reported("one", [])
 
     assert not sessions.leased(slot, LeaseKey("a", 1))
+
+
+def test_a_runner_s_clock_is_judged_by_its_swiftest_heartbeat(sessions: Sessions) -> None:
+    connect(sessions)
+    assert sessions.nodes()[0].clock_skew_s is None
+
+    for ahead_s in (-0.4, -0.02, -3.0):
+        sessions.told_the_time("one", ahead_s)
+
+    assert sessions.nodes()[0].clock_skew_s == -0.02
+
+
+def test_a_clock_that_was_put_right_is_right_after_a_few_heartbeats(sessions: Sessions) -> None:
+    connect(sessions)
+
+    for ahead_s in (60.0, 60.0, *[0.0] * 5):
+        sessions.told_the_time("one", ahead_s)
+
+    assert sessions.nodes()[0].clock_skew_s == 0.0
