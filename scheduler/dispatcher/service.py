@@ -22,13 +22,12 @@ from scheduler.clock import Clock
 from scheduler.cluster_view import NodeView
 from scheduler.container import Reliance
 from scheduler.dispatcher import messages
-from scheduler.dispatcher.headroom import Headroom
+from scheduler.dispatcher.granting import Granting
 from scheduler.dispatcher.link import Link
-from scheduler.dispatcher.sessions import LeaseKey, Sessions, Slot
-from scheduler.errors import StaleLease, StoreUnavailable, TaskNotFound, Unavailable
+from scheduler.dispatcher.sessions import LeaseKey, Sessions
+from scheduler.errors import StoreUnavailable, TaskNotFound, Unavailable
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
-from scheduler.task import Grant
 from scheduler.task_book import TaskBook
 
 log = structlog.get_logger(__name__)
@@ -74,21 +73,24 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._lease_ttl_s = lease_ttl_s
         self._heartbeat_s = heartbeat_s
         self._poll_s = poll_s
-        self._reliance = reliance or Reliance()
-        self._journal_interval_s = journal_interval_s
         self._silent_after_s = max(_SILENT_TERMS * lease_ttl_s, 2 * heartbeat_s)
         #: When streams were last looked at.
         self._looked_at: float | None = None
         self._sessions = Sessions()
-        self._headroom = Headroom()
         self._links: dict[str, Link] = {}
+        self._granting = Granting(
+            book,
+            clock,
+            self._sessions,
+            self._links,
+            reliance=reliance or Reliance(),
+            journal_interval_s=journal_interval_s,
+        )
         #: Streams whose hello is being answered, the newest of each runner.
         self._arriving: dict[str, Link] = {}
         self._wanted: dict[str, pb.DesiredReplicas] = {}
-        self._woken: set[str] = set()
-        self._wake = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
-        book.ledger.on_queued(self._awaken)
+        book.ledger.on_queued(self._granting.awaken)
         book.ledger.on_lease_ended(self._lease_was_ended)
 
     def __repr__(self) -> str:
@@ -97,7 +99,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
     async def run(self) -> None:
         """Grant until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._dispatch(), name="dispatch")
+            group.create_task(self._granting.run(), name="grant")
             group.create_task(self._look_again(), name="look again")
 
     def nodes(self) -> Sequence[NodeView]:
@@ -117,7 +119,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         # From now on nothing is granted to what is to go: a grant sent before this message is work
         # in flight when the runner reads it, and one sent after it would be lost.
         self._sessions.want(runner_id, {r.name: tuple(r.device_ids) for r in replicas})
-        self._awaken_all()
+        self._granting.awaken_all()
         if (link := self._links.get(runner_id)) is not None:
             link.send(pb.ControlMessage(desired_replicas=wanted))
 
@@ -228,7 +230,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         link.heard_at = self._clock.monotonic()
         if (wanted := self._wanted.get(hello.runner_id)) is not None:
             link.send(pb.ControlMessage(desired_replicas=wanted))
-        self._awaken_all()
+        self._granting.awaken_all()
         self._tell_nodes_changed()
 
     def _dismiss(self, link: Link) -> None:
@@ -266,7 +268,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
             ahead_s = heartbeat.sent_at - self._clock.now()
             self._sessions.told_the_time(link.runner_id, ahead_s)
         for model in changed:
-            self._awaken(model)
+            self._granting.awaken(model)
         if changed:
             self._tell_nodes_changed()
         held = [(lease.task_id, lease.fence) for lease in heartbeat.held]
@@ -279,78 +281,9 @@ class Dispatcher(rpc.RunnerServiceServicer):
             link.send(messages.cancel(task_id, fence, "the lease has ended"))
             self._lease_is_over(link.runner_id, LeaseKey(task_id, fence))
 
-    # -- granting
-
-    def _awaken(self, model: str) -> None:
-        self._woken.add(model)
-        self._wake.set()
-
-    def _awaken_all(self) -> None:
-        for model in self._sessions.models():
-            self._awaken(model)
-
-    async def _dispatch(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            models, self._woken = self._woken, set()
-            for model in sorted(models):
-                try:
-                    await self._grant_all(model)
-                except StoreUnavailable as error:
-                    log.warning("store_refused", model=model, error=str(error))
-                    asyncio.get_running_loop().call_later(_STORE_PAUSE_S, self._awaken, model)
-
-    async def _grant_all(self, model: str) -> None:
-        """Claim for the least loaded replica until there is no task or no room."""
-        while (slot := self._sessions.next_slot(model)) is not None:
-            free, capacity = self._sessions.room(model)
-            now = self._clock.monotonic()
-            offer = self._headroom.offer(model, slot.limit, free, capacity, now)
-            grants = await self._book.claim(
-                model,
-                runner=slot.runner_id,
-                replica=slot.replica,
-                limit=offer.limit,
-                device_kind=slot.device_kind,
-                most_leased=offer.most_leased,
-            )
-            for granted in grants:
-                self._headroom.served(model, granted.task.tenant, now)
-                await self._deliver(slot, granted)
-            if len(grants) < offer.limit:
-                return
-        if self._sessions.room(model)[1]:
-            # Nobody has room: perhaps somebody should make some.
-            for parked in await self._book.preempt(model):
-                log.info("task_parked", task_id=parked.id, model=model, fence=parked.fence)
-
-    async def _deliver(self, slot: Slot, granted: Grant) -> None:
-        task = granted.task
-        link = self._links.get(slot.runner_id)
-        is_leased = self._sessions.leased(slot, LeaseKey(task.id, task.fence))
-        if link is None or not is_leased:
-            reason = "its runner or its replica left before it was told"
-            try:
-                await self._book.release(task.id, task.fence, reason)
-            except (StaleLease, StoreUnavailable) as error:
-                log.warning("grant_not_released", task_id=task.id, error=str(error))
-            return
-        trust = self._reliance.trust(slot.provider, slot.container)
-        link.send(messages.grant(granted, slot.replica, trust * self._journal_interval_s))
-        log.info(
-            "task_granted",
-            task_id=task.id,
-            fence=task.fence,
-            attempt=task.attempt,
-            runner=slot.runner_id,
-            replica=slot.replica,
-            num_generated=sum(map(len, granted.generated)),
-        )
-
     def _lease_is_over(self, runner_id: str, lease: LeaseKey) -> None:
         self._sessions.ended(runner_id, lease)
-        self._awaken_all()
+        self._granting.awaken_all()
 
     def _lease_was_ended(self, task_id: str, fence: int, runner: str) -> None:
         """The book ended a lease itself: its holder is to stop."""
@@ -369,7 +302,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
                 log.warning("store_refused", error=str(error))
                 continue
             for model in waiting:
-                self._awaken(model)
+                self._granting.awaken(model)
 
     # -- looking after streams
 
