@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-#: Of a model's slots one in so many is kept for those who come, at least one.
-_SLOTS_PER_KEPT: Final = 32
+#: Of a model's slots one in so many is kept for those who come; of fewer one, for part of the time.
+SLOTS_PER_KEPT: Final = 32
 #: ``ReplicaView.state`` of a replica that takes work.
 READY: Final = "ready"
 
@@ -68,7 +68,7 @@ class Cluster(Protocol):
 def kept_slots(num_slots: int) -> int:
     """Slots of a model that a flow does not get that holds half of all, while several tenants are
     served; see ``scheduler/dispatcher/headroom.py``."""
-    return max(0, min(-(-num_slots // _SLOTS_PER_KEPT), num_slots - 1))
+    return max(0, min(-(-num_slots // SLOTS_PER_KEPT), num_slots - 1))
 
 
 def most_leased(num_slots: int) -> int:

@@ -135,6 +135,14 @@ class TaskBook:
         """Queued tasks by model."""
         return await self.ledger.store.read(lambda tx: tx.depth())
 
+    async def has_claimable(self, model: str) -> bool:
+        """Whether any task of the model waits whose tenant is not held."""
+
+        def query(tx: Transaction) -> bool:
+            return any(band.num_active > 0 for band in tx.bands(model))
+
+        return await self.ledger.store.read(query)
+
     async def pause(self, task_id: str, tenant: str | None = None) -> Task:
         """Idempotent. Work under way stops; it goes on from its journal once it is resumed. Raises
         NotResumable, InvalidTransition."""

@@ -18,8 +18,9 @@ from scheduler.container import Reliance
 from scheduler.dispatcher import messages
 from scheduler.dispatcher.headroom import Headroom
 from scheduler.dispatcher.link import Link
-from scheduler.dispatcher.sessions import LeaseKey, Sessions, Slot
+from scheduler.dispatcher.sessions import LeaseKey, Room, Sessions, Slot
 from scheduler.errors import StaleLease, StoreUnavailable
+from scheduler.moves import Change
 from scheduler.task import Grant
 from scheduler.task_book import TaskBook
 
@@ -64,6 +65,18 @@ class Granting:
         for model in self._sessions.models():
             self.awaken(model)
 
+    def saw(self, changes: tuple[Change, ...]) -> None:
+        """What was written of tasks: those that are about to end make room before they have."""
+        now = self._clock.monotonic()
+        for task in [change.task for change in changes if change.chunks]:
+            if task.runner is None or not task.cost_per_token:
+                continue
+            most = (task.estimated_cost - task.prompt_cost) // task.cost_per_token
+            lease = LeaseKey(task.id, task.fence)
+            is_ending = self._sessions.progressed(task.runner, lease, most - task.num_tokens, now)
+            if is_ending and self._headroom.is_keeping(task.model):
+                self.awaken(task.model)
+
     async def run(self) -> None:
         """Grant until cancelled."""
         while True:
@@ -80,9 +93,8 @@ class Granting:
     async def _grant_all(self, model: str) -> None:
         """Claim for the least loaded replica until there is no task or no room."""
         while (slot := self._sessions.next_slot(model)) is not None:
-            free, capacity = self._sessions.room(model)
             now = self._clock.monotonic()
-            offer = self._headroom.offer(model, slot.limit, free, capacity, now)
+            offer = self._headroom.offer(model, slot.limit, self._sessions.room(model, now), now)
             grants = await self._book.claim(
                 model,
                 runner=slot.runner_id,
@@ -95,11 +107,24 @@ class Granting:
                 self._headroom.served(model, granted.task.tenant, now)
                 await self._deliver(slot, granted)
             if len(grants) < offer.limit:
+                is_kept = offer.most_leased is not None and await self._book.has_claimable(model)
+                self._count_kept(model, is_kept=is_kept)
                 return
-        if self._sessions.room(model)[1]:
+        self._count_kept(model, is_kept=False)
+        if self._room(model).capacity:
             # Nobody has room: perhaps somebody should make some.
             for parked in await self._book.preempt(model):
                 log.info("task_parked", task_id=parked.id, model=model, fence=parked.fence)
+
+    def _count_kept(self, model: str, *, is_kept: bool) -> None:
+        """Note whether somebody waits beside what is free."""
+        room = self._room(model)
+        if room.capacity:
+            num_slots = room.free if is_kept else 0
+            self._headroom.kept(model, num_slots, room.capacity, self._clock.monotonic())
+
+    def _room(self, model: str) -> Room:
+        return self._sessions.room(model, self._clock.monotonic())
 
     async def _deliver(self, slot: Slot, granted: Grant) -> None:
         task = granted.task

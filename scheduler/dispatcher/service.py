@@ -42,7 +42,6 @@ SERVER_OPTIONS: Final = (
     # Two control planes on one port would each take half of the runners.
     ("grpc.so_reuseport", 0),
 )
-_STORE_PAUSE_S: Final = 0.2
 #: Leases' terms a lost runner's replicas are still counted for.
 _TERMS_UNTIL_FORGOTTEN: Final = 3
 #: Part of a lease's term after which a runner that says nothing counts as lost: before its leases
@@ -91,6 +90,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         self._wanted: dict[str, pb.DesiredReplicas] = {}
         self._listeners: list[Callable[[], None]] = []
         book.ledger.on_queued(self._granting.awaken)
+        book.ledger.on_changes(self._granting.saw)
         book.ledger.on_lease_ended(self._lease_was_ended)
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from scheduler.cluster_view import READY, NodeView, ReplicaView
+from scheduler.dispatcher.course import Course
 
 #: Heartbeats of a runner by which its clock is judged.
 _BEATS_COMPARED: Final = 5
@@ -35,11 +36,27 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """Slots of all replicas that take tasks of a model."""
+
+    free: int
+    capacity: int
+    #: Of those that are taken, whose task is about to end.
+    ending: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseKey:
     """One lease of one task."""
 
     task_id: str
     fence: int
+
+
+@dataclass(slots=True)
+class _Lease:
+    replica: str
+    course: Course = field(default_factory=Course)
 
 
 @dataclass(slots=True)
@@ -50,8 +67,8 @@ class _Runner:
     num_devices: int
     replicas: dict[str, ReplicaView] = field(default_factory=dict)
     device_kind: str = ""
-    #: Replica by lease, of those that are not finished.
-    leases: dict[LeaseKey, str] = field(default_factory=dict)
+    #: Those that are not finished.
+    leases: dict[LeaseKey, _Lease] = field(default_factory=dict)
     #: When its stream broke; None while it is open.
     lost_at: float | None = None
     #: The container it is in; empty: none.
@@ -61,7 +78,11 @@ class _Runner:
     ahead_s: deque[float] = field(default_factory=lambda: deque(maxlen=_BEATS_COMPARED))
 
     def num_leases(self, replica: str) -> int:
-        return sum(name == replica for name in self.leases.values())
+        return sum(lease.replica == replica for lease in self.leases.values())
+
+    def num_ending(self, replica: str, now: float) -> int:
+        own = (lease for lease in self.leases.values() if lease.replica == replica)
+        return sum(lease.course.is_ending(now) for lease in own)
 
 
 class Sessions:
@@ -91,6 +112,7 @@ class Sessions:
     ) -> None:
         """A runner said hello; ``leases`` are those it keeps, with their replicas."""
         shown = {replica.name: replica for replica in replicas}
+        held = {lease: _Lease(replica) for lease, replica in leases.items()}
         self._runners[runner_id] = _Runner(
             runner_id,
             connection,
@@ -98,7 +120,7 @@ class Sessions:
             num_devices,
             shown,
             device_kind,
-            dict(leases),
+            held,
             provider=provider,
             container=container,
         )
@@ -150,8 +172,15 @@ class Sessions:
         replica = runner.replicas.get(slot.replica)
         if replica is None or not self._is_wanted(runner, replica):
             return False
-        runner.leases[lease] = slot.replica
+        runner.leases[lease] = _Lease(slot.replica)
         return True
+
+    def progressed(self, runner_id: str, lease: LeaseKey, num_left: int, now: float) -> bool:
+        """A task has produced something, and may produce ``num_left`` tokens more; whether it is
+        about to end and was not when it last did."""
+        runner = self._runners.get(runner_id)
+        known = runner.leases.get(lease) if runner is not None else None
+        return known is not None and known.course.progressed(num_left, now)
 
     def ended(self, runner_id: str, lease: LeaseKey) -> None:
         """A lease is over, however it ended."""
@@ -188,12 +217,14 @@ class Sessions:
             runner.container,
         )
 
-    def room(self, model: str) -> tuple[int, int]:
-        """Free slots and all slots of the replicas that take tasks of the model."""
+    def room(self, model: str, now: float) -> Room:
+        """How much the model's replicas may still take, and will in a moment."""
         ready = self._ready(model)
-        capacity = sum(replica.capacity for _, replica, _ in ready)
-        free = sum(max(0, replica.capacity - load) for load, replica, _ in ready)
-        return free, capacity
+        return Room(
+            free=sum(max(0, replica.capacity - load) for load, replica, _ in ready),
+            capacity=sum(replica.capacity for _, replica, _ in ready),
+            ending=sum(runner.num_ending(replica.name, now) for _, replica, runner in ready),
+        )
 
     def _ready(self, model: str) -> list[tuple[int, ReplicaView, _Runner]]:
         """Replicas that take tasks, with their leases."""

@@ -35,6 +35,21 @@ def test_a_short_request_overtakes_two_hundred_queued_ones(system: System) -> No
     assert queued_before - queued_after <= 2 * 16
 
 
+def test_a_short_request_does_not_wait_for_a_long_one_to_end(system: System) -> None:
+    for tenant in ("light", "other"):
+        system.post("/predictions/demo", {"prompt": "b = ", "max_new_tokens": 1}, tenant)
+    for index in range(20):
+        system.submit("demo", "long", prompt=f"e = {index}\n", max_new_tokens=900, ignore_eos=True)
+    wait_for("the slots to be taken", lambda: counts(system, "long", "leased") >= 15)
+
+    answer = system.post("/predictions/demo", {"prompt": "b = ", "max_new_tokens": 8}, "light")
+
+    num_ended = counts(system, "long", "succeeded")
+    cancel_all(system, "long")
+    assert answer.status_code == 200
+    assert num_ended == 0
+
+
 def test_busy_tenants_are_served_in_proportion_to_their_weights(system: System) -> None:
     system.session.put(f"{system.address}/v1/tenants/gold/weight", json={"weight": 3.0})
     # The slots are taken while the two queue up, so that both are backlogged from the first claims;

@@ -30,9 +30,14 @@ class JumpingClock(SystemClock):
 
     def __init__(self) -> None:
         self.slept_s = 0.0
+        #: By how much all has gone faster, nothing having slept.
+        self.ahead_s = 0.0
 
     def now(self) -> float:
         return super().now() + self.slept_s
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_s
 
 
 def hello(*held: tuple[str, int], capacity: int = 2, **changes: Any) -> pb.RunnerMessage:
@@ -125,9 +130,9 @@ class Control:
         await stream.hear("welcome")
         return stream
 
-    async def submit(self) -> Task:
+    async def submit(self, tenant: str = "ann", estimated_cost: int = 1) -> Task:
         document = {"prompt": "def", "max_new_tokens": 10}
-        task, _ = await self.book.submit(Submission("ann", "demo", document, 1))
+        task, _ = await self.book.submit(Submission(tenant, "demo", document, estimated_cost))
         return task
 
 

@@ -9,9 +9,10 @@ import pytest
 import pytest_asyncio
 
 from scheduler.rpc import plait_pb2 as pb
-from scheduler.task import TaskState
+from scheduler.task import Task, TaskState
 from tests.integration.dispatcher_system import (
     Control,
+    Stream,
     control_plane,
     finish,
     heartbeat,
@@ -69,6 +70,47 @@ async def test_no_more_is_granted_than_there_is_room(control: Control) -> None:
     await stream.say(finish(grant))
 
     assert (await stream.hear("grant")).task_id == second.id
+
+
+async def one_busy_of_two(control: Control) -> tuple[Stream, pb.Grant, Task]:
+    """Bob was there a moment ago; ann has one slot, for two tokens, and waits for the other."""
+    stream = await control.welcomed(hello(capacity=2))
+    await control.submit("bob")
+    await stream.say(finish(await stream.hear("grant")))
+    await control.submit(estimated_cost=4)
+    grant = await stream.hear("grant")
+    waiting = await control.submit()
+    await stream.say(progress(grant, 0))
+    await stream.hears_nothing("grant", until="ack")
+    return stream, grant, waiting
+
+
+async def test_a_slot_kept_beside_one_that_is_busy_is_given_to_it_after_two_seconds(
+    control: Control,
+) -> None:
+    stream, _, waiting = await one_busy_of_two(control)
+
+    control.clock.ahead_s = 2.5
+
+    assert (await stream.hear("grant")).task_id == waiting.id
+
+
+async def test_a_slot_that_is_kept_is_given_away_when_another_is_about_to_be_free(
+    control: Control,
+) -> None:
+    stream, grant, waiting = await one_busy_of_two(control)
+
+    await stream.say(progress(grant, 1))
+
+    assert (await stream.hear("grant")).task_id == waiting.id
+
+
+async def test_a_slot_that_is_kept_is_for_who_comes(control: Control) -> None:
+    stream, _, _ = await one_busy_of_two(control)
+
+    task = await control.submit("bob")
+
+    assert (await stream.hear("grant")).task_id == task.id
 
 
 async def test_a_replica_that_stops_being_ready_is_granted_nothing(control: Control) -> None:

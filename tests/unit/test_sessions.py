@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from scheduler.cluster_view import ReplicaView
-from scheduler.dispatcher.sessions import LeaseKey, Sessions, Slot
+from scheduler.dispatcher.sessions import LeaseKey, Room, Sessions, Slot
 
 
 def replica(name: str = "demo__r0", **changes: Any) -> ReplicaView:
@@ -256,3 +256,35 @@ def test_a_clock_that_was_put_right_is_right_after_a_few_heartbeats(sessions: Se
         sessions.told_the_time("one", ahead_s)
 
     assert sessions.nodes()[0].clock_skew_s == 0.0
+
+
+def test_a_task_is_about_to_end_once(sessions: Sessions) -> None:
+    connect(sessions)
+    lease = take(sessions, sessions.next_slot("demo"), "a")
+
+    for left in (8, 7, 6, 5, 4, 3):
+        assert not sessions.progressed("one", lease, left, now=0.02 * (8 - left))
+
+    assert sessions.progressed("one", lease, 2, now=0.12)
+    assert not sessions.progressed("one", lease, 1, now=0.14)
+    assert sessions.room("demo", now=0.16) == Room(free=3, capacity=4, ending=1)
+
+
+def test_progress_of_a_lease_that_is_over_is_no_end_to_come(sessions: Sessions) -> None:
+    connect(sessions)
+    lease = take(sessions, sessions.next_slot("demo"), "a")
+    sessions.ended("one", lease)
+
+    assert not sessions.progressed("one", lease, 0, now=1.0)
+    assert not sessions.progressed("two", lease, 0, now=1.0)
+    assert sessions.room("demo", now=1.0) == Room(free=4, capacity=4)
+
+
+def test_what_ends_on_a_replica_that_takes_nothing_makes_no_room(sessions: Sessions) -> None:
+    connect(sessions)
+    lease = take(sessions, sessions.next_slot("demo"), "a")
+    sessions.progressed("one", lease, 0, now=1.0)
+
+    sessions.reported("one", [replica(state="draining")])
+
+    assert sessions.room("demo", now=1.0) == Room(free=0, capacity=0)
