@@ -160,6 +160,7 @@ def serve_classes_in_a_fixed_order(plant: pytest.MonkeyPatch) -> None:
     plant.setattr(FairQueue, "_charge_band", lambda self, tx, flow, price: None)
 
 
+#: What a problem that it causes begins with.
 MUTANTS: dict[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]] = {
     answer_before_it_is_on_disk: ("promise 1", "promise 4"),
     cancel_what_has_succeeded: ("promise 1",),
@@ -171,7 +172,7 @@ MUTANTS: dict[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]] = {
     never_release_a_lease_that_ran_out: ("promise 4",),
     never_queue_again_what_was_delayed: ("promise 4",),
     charge_nothing: ("promise 5",),
-    serve_classes_in_a_fixed_order: ("promise 5",),
+    serve_classes_in_a_fixed_order: ("promise 5: ('batch',) and ('standard',)",),
 }
 
 

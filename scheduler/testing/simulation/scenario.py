@@ -126,15 +126,19 @@ def _mixed(rng: random.Random) -> tuple[Tenant, ...]:
 
 
 def _contenders(rng: random.Random) -> tuple[Tenant, ...]:
-    """Few tenants that always have something queued: who is treated unfairly shows."""
-    classes = rng.choice([("standard",), ("standard",), ("interactive", "batch")])
+    """Few tenants that always have something queued: who is treated unfairly shows.
+
+    Classes share by weight, so the heavier one has to be served that much more before it shows that
+    the lighter one is not: two classes have more to do, and their weights are not far apart.
+    """
+    classes = rng.choice([("standard",), ("standard", "batch")])
     estimates = rng.choice([(1.0,), (1.0,), (0.5, 1.0, 2.0)])
     return tuple(
         Tenant(
             name=name,
             weight_permille=rng.choice([1000, 1000, 3000]),
             priority_classes=classes,
-            num_tasks=rng.randint(40, 60),
+            num_tasks=rng.randint(40, 60) * len(classes),
             interval_s=0.0,
             max_tokens=3,
             estimates=estimates,
