@@ -54,7 +54,8 @@ def _result(pending: asyncio.Future[T]) -> T | _End:
 
 
 async def _settle(*futures: asyncio.Future[Any] | None) -> None:
-    live = [future for future in futures if future is not None and not future.done()]
-    for future in live:
+    """Cancel what goes on, and hear what was left to say by what has ended."""
+    known = [future for future in futures if future is not None]
+    for future in known:
         future.cancel()
-    await asyncio.gather(*live, return_exceptions=True)
+    await asyncio.gather(*known, return_exceptions=True)
