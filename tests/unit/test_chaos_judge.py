@@ -23,7 +23,7 @@ from scheduler.testing.chaos.history import (
     StoredTask,
     Unregistered,
 )
-from scheduler.testing.chaos.judge import judge
+from scheduler.testing.chaos.judge import answered_before, judge
 
 
 def expected(document: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
@@ -176,3 +176,17 @@ def test_a_task_may_be_cancelled_by_its_owner() -> None:
     change_attempt(history, 1, outcome="cancelled")
 
     assert judge(history, expected) == []
+
+
+def test_what_was_answered_before_the_run_is_what_others_are_due() -> None:
+    history = History(0.0)
+    history.records = [
+        Sent(-2.0, "reference", "ann", {"seed": 7, "max_new_tokens": 2}),
+        Accepted(-1.9, "reference", "r"),
+        Read(-1.5, "reference", "r", 1, (3,), "a"),
+        Read(-1.4, "reference", "r", 2, (4,), "b"),
+        Sent(1.0, "k", "ann", {"seed": 7, "max_new_tokens": 2}),
+        Read(1.5, "k", "t", 1, (9,), "x"),
+    ]
+
+    assert answered_before(history)({"seed": 7, "max_new_tokens": 2}) == ((3, 4), "ab")

@@ -19,12 +19,17 @@ from scheduler.testing.chaos import disk, faults, report, scenario
 from scheduler.testing.chaos.cluster import NUM_SLOTS, build
 from scheduler.testing.chaos.faults import Kind
 from scheduler.testing.chaos.history import Fault, History
-from scheduler.testing.chaos.judge import judge
+from scheduler.testing.chaos.judge import Answer, answered_before, judge
 from scheduler.testing.chaos.run import Run
 from scheduler.testing.chaos.shares import unfair
 
 #: What a node is made of.
-LIGHT = "a supervisor, a runner and a light model server"
+NODES = {
+    False: "a supervisor, a runner and a light model server",
+    True: "a supervisor, a runner and TorchServe with the demo model in one stage",
+}
+#: Different requests of a run with the real TorchServe.
+NUM_REFERENCES = 12
 
 
 def main() -> int:
@@ -34,7 +39,8 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="plait-chaos-"))
     with disk.small(folder / "control", given.disk_mib) as (state, has_small_disk):
-        kinds = _chosen(faults.available(has_small_disk=has_small_disk), given.only)
+        known = faults.available(has_small_disk=has_small_disk, is_real=given.real)
+        kinds = _chosen(known, given.only)
         plan = scenario.draw(
             seed,
             kinds,
@@ -42,17 +48,28 @@ def main() -> int:
             num_faults=given.faults,
             most_per_s=given.rate,
             num_nodes=given.nodes,
+            num_references=NUM_REFERENCES if given.real else 0,
         )
+        step_s = None if given.real else given.step_s
         cluster = build(
-            folder, given.model_config, num_nodes=given.nodes, step_s=given.step_s, state=state
+            folder, given.model_config, num_nodes=given.nodes, step_s=step_s, state=state
         )
         run = Run(plan, kinds, cluster, lambda line: print(line, flush=True))
         history = asyncio.run(_until_stopped(run))
     weights = {tenant.name: tenant.weight for tenant in scenario.TENANTS if tenant.is_contender}
-    problems = judge(history, expected) + unfair(history, weights, given.nodes * NUM_SLOTS)
+    if given.real:
+        problems = judge(history, answered_before(history))
+    else:
+        problems = judge(history, computed_answer)
+        problems += unfair(history, weights, given.nodes * NUM_SLOTS)
     _tell(history, problems, folder, run.num_missed)
     if given.keep is not None:
-        about = {"seed": seed, "minutes": given.minutes, "nodes": given.nodes, "node": LIGHT}
+        about = {
+            "seed": seed,
+            "minutes": given.minutes,
+            "nodes": given.nodes,
+            "node": NODES[given.real],
+        }
         document = report.summary(history, problems, **about)
         report.keep(document, given.keep.parent, given.keep.name)
     return 1 if problems else 0
@@ -72,8 +89,8 @@ async def _until_stopped(run: Run) -> History:
     return await run.run()
 
 
-def expected(document: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
-    """What an undisturbed run answers."""
+def computed_answer(document: Mapping[str, Any]) -> Answer:
+    """What the light model server answers undisturbed."""
     return output.tokens(document, 0), output.whole_text(document, 0)
 
 
@@ -94,6 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="draws everything; printed; drawn when not given")
     parser.add_argument("--minutes", type=float, default=18.0, help="how long faults happen")
     parser.add_argument("--faults", type=int, default=500, help="how many, at least")
+    parser.add_argument("--real", action="store_true", help="nodes with the real TorchServe")
     parser.add_argument("--only", default="", help="kinds of fault, such as 'runner,clock'")
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--rate", type=float, default=3.0, help="most requests a second")

@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import random
 import shutil
-import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
 import yaml
 
 from scheduler.testing.chaos import clockwork, model_server
 from scheduler.testing.chaos.cable import Cable
+from scheduler.testing.chaos.program import Program, is_running
 
 MODEL: Final = "demo"
 #: Tasks that a replica works on at once.
@@ -35,110 +32,6 @@ NUM_SLOTS: Final = 4
 #: Below the ports that the kernel gives to outgoing connections: one that listens again after a
 #: minute must find its port free.
 _PORTS: Final = range(20_000, 30_000)
-_AGAIN_S: Final = 0.3
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG: Final = 1
-#: What a process is known by in its command line.
-_MARKS: Final = {
-    "runner": "scheduler.cli runner",
-    "model server": "model_server",
-}
-
-
-class Program:
-    """A process that is started again when it ends, until it is put down."""
-
-    def __init__(
-        self, name: str, argv: Sequence[str], environment: Mapping[str, str], folder: Path
-    ) -> None:
-        self.name, self.folder = name, folder
-        self._argv, self._environment = list(argv), dict(environment)
-        self._process: asyncio.subprocess.Process | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        #: Clear while a fault keeps it down.
-        self._may_run = asyncio.Event()
-        self._may_run.set()
-
-    def __repr__(self) -> str:
-        return f"<Program {self.name} pid={self.pid}>"
-
-    @property
-    def pid(self) -> int | None:
-        process = self._process
-        return process.pid if process is not None and process.returncode is None else None
-
-    def start(self) -> None:
-        self._keeper = asyncio.create_task(self._keep(), name=f"keep {self.name}")
-
-    def hold_down(self) -> None:
-        """Do not start it again until :meth:`let_run`."""
-        self._may_run.clear()
-
-    def let_run(self) -> None:
-        self._may_run.set()
-
-    def find(self, role: str) -> psutil.Process | None:
-        """A process of the program by its role; ``"itself"`` is the one started here."""
-        if self.pid is None:
-            return None
-        with contextlib.suppress(psutil.Error):
-            own = psutil.Process(self.pid)
-            if role == "itself":
-                return own
-            for child in own.children():
-                if _MARKS[role] in " ".join(child.cmdline()):
-                    return child
-        return None
-
-    async def stop(self, timeout_s: float = 20.0) -> None:
-        """End it with SIGTERM, or SIGKILL if that does not help."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        self._resume_all()
-        process.terminate()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-    def _resume_all(self) -> None:
-        with contextlib.suppress(psutil.Error):
-            own = psutil.Process(self.pid)
-            for each in (own, *own.children(recursive=True)):
-                each.resume()
-
-    async def _keep(self) -> None:
-        while True:
-            await self._may_run.wait()
-            self._process = await self._spawn()
-            await self._process.wait()
-            await asyncio.sleep(_AGAIN_S)
-
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        parent = os.getpid()
-
-        def die_with_parent() -> None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "output.log").open("ab") as output:
-            return await asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self._environment,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
 
 
 @dataclass(slots=True)
@@ -156,7 +49,9 @@ class Node:
 
     def is_whole(self) -> bool:
         """Whether every process of it runs."""
-        return all(_runs(self.program.find(role)) for role in ("itself", "runner", "model server"))
+        return all(
+            is_running(self.program.find(role)) for role in ("itself", "runner", "model server")
+        )
 
 
 @dataclass(slots=True)
@@ -172,7 +67,6 @@ class Cluster:
     clocks: dict[str, clockwork.FakeClock]
     #: HTTP without a cable, for looking on.
     address: str
-    _undo: list[Callable[[], object]] = field(default_factory=list)
 
     @property
     def store(self) -> Path:
@@ -194,16 +88,21 @@ class Cluster:
             await cable.close()
 
     def has_control(self) -> bool:
-        return _runs(self.control.find("itself"))
+        return is_running(self.control.find("itself"))
 
     def num_whole_nodes(self) -> int:
         return sum(node.is_whole() for node in self.nodes)
 
 
-def build(folder: Path, config: Path, *, num_nodes: int, step_s: float, state: Path) -> Cluster:
-    """A cluster of light nodes in ``folder``; ``config`` is the YAML of the model to serve."""
+def build(
+    folder: Path, config: Path, *, num_nodes: int, step_s: float | None, state: Path
+) -> Cluster:
+    """A cluster in ``folder``; ``config`` is the YAML of the model to serve.
+
+    ``step_s`` is what a token takes the light model servers; None: nodes run the real TorchServe.
+    """
     http_port, grpc_port, front_port, *cables = _free_ports(3 + num_nodes)
-    configs = _write_config(folder, config)
+    configs = _write_config(folder, config, is_real=step_s is None)
     clocks = {name: clockwork.FakeClock(folder / f"{name}.clock") for name in ("control", "nodes")}
     common = _environment(configs)
     control = {
@@ -215,7 +114,6 @@ def build(folder: Path, config: Path, *, num_nodes: int, step_s: float, state: P
         "PLAIT_RETRY_MOST_S": "2",
         "PLAIT_MIN_FREE_DISK_BYTES": str(2 * 1024 * 1024),
     }
-    argv = [sys.executable, "-m", "scheduler.cli", "control"]
     environment = {**common, **control, **clocks["control"].environment()}
     nodes = []
     for number, port in enumerate(cables, 1):
@@ -225,18 +123,16 @@ def build(folder: Path, config: Path, *, num_nodes: int, step_s: float, state: P
             "PLAIT_NODE": f"node-{number}",
             "PLAIT_MODEL_STORE": str(own / "archives"),
             "PLAIT_CONTROL_ADDRESS": f"127.0.0.1:{port}",
-            model_server.STEP_VARIABLE: str(step_s),
-            **clocks["nodes"].environment(),
         }
-        program = Program(
-            f"node-{number}",
-            [sys.executable, "-m", "scheduler.testing.chaos.node"],
-            {**common, **variables},
-            own / "logs",
-        )
+        argv = _plait("node")
+        if step_s is not None:
+            argv = [sys.executable, "-m", "scheduler.testing.chaos.node"]
+            # Not Java's: its clock is left alone.
+            variables |= {model_server.STEP_VARIABLE: str(step_s), **clocks["nodes"].environment()}
+        program = Program(f"node-{number}", argv, {**common, **variables}, own / "logs")
         nodes.append(Node(f"node-{number}", program, Cable(port, grpc_port), own))
     return Cluster(
-        Program("control", argv, environment, state / "logs"),
+        Program("control", _plait("control"), environment, state / "logs"),
         nodes,
         Cable(front_port, http_port),
         state,
@@ -245,17 +141,25 @@ def build(folder: Path, config: Path, *, num_nodes: int, step_s: float, state: P
     )
 
 
+def _plait(command: str) -> list[str]:
+    return [sys.executable, "-m", "scheduler.cli", command]
+
+
 def _environment(configs: Path) -> dict[str, str]:
     """What every process gets."""
     given = {name: value for name, value in os.environ.items() if not name.startswith("PLAIT_")}
     return {**given, "PLAIT_MODEL_CONFIGS": str(configs), "PLAIT_MODELS": MODEL}
 
 
-def _write_config(folder: Path, config: Path) -> Path:
-    """The model's config, with few slots in a replica, and none until one is asked for."""
+def _write_config(folder: Path, config: Path, *, is_real: bool) -> Path:
+    """The model's config, with few slots in a replica, and no replica until one is asked for."""
     document = yaml.safe_load(config.read_text("utf-8"))
     document["batchSize"] = NUM_SLOTS
     document["plait"]["replicas"] = 0
+    if is_real:
+        # In one stage: several nodes share this machine. And bit for bit what it would have been.
+        document["torchrun"]["nproc-per-node"] = 1
+        document["plait"]["resume"] = "exact"
     source = document["plait"]["source"]
     if "folder" in source:
         source["folder"] = str((config.parent.parent / source["folder"]).absolute())
@@ -275,13 +179,3 @@ def _free_ports(count: int) -> list[int]:
             if port not in found:
                 found.append(port)
     return found
-
-
-def _runs(process: psutil.Process | None) -> bool:
-    """Whether a process is there and not stopped."""
-    if process is None:
-        return False
-    try:
-        return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False

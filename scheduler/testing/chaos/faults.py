@@ -21,7 +21,8 @@ import psutil
 
 from scheduler.testing.chaos import clockwork
 from scheduler.testing.chaos.cable import Cable
-from scheduler.testing.chaos.cluster import Cluster, Node, Program
+from scheduler.testing.chaos.cluster import Cluster, Node
+from scheduler.testing.chaos.program import Program
 
 #: What ``KINDS`` names as targets.
 EVERY_NODE: Final = "every node"
@@ -254,12 +255,23 @@ KINDS: Final[dict[str, Kind]] = {
 }
 
 
-def available(*, has_small_disk: bool) -> dict[str, Kind]:
+#: What only a real TorchServe has, and what only the light model server lets one do.
+REAL_KINDS: Final[dict[str, Kind]] = {
+    "driver killed": Kind(partial(_killed, "driver"), EVERY_NODE, 8),
+    "stage killed": Kind(partial(_killed, "stage"), EVERY_NODE, 8),
+    "stage stopped": Kind(partial(_stopped, "stage"), EVERY_NODE, 4, 1, 8),
+}
+LIGHT_KINDS: Final = frozenset({"workers killed", "nodes' clock jumped"})
+
+
+def available(*, has_small_disk: bool, is_real: bool = False) -> dict[str, Kind]:
     """The kinds that this machine permits."""
     missing = set() if has_small_disk else {"store's disk full"}
+    missing |= LIGHT_KINDS if is_real else set()
     if clockwork.library() is None:
         missing |= {"control plane's clock jumped", "nodes' clock jumped"}
-    return {name: kind for name, kind in KINDS.items() if name not in missing}
+    kinds = {**KINDS, **REAL_KINDS} if is_real else KINDS
+    return {name: kind for name, kind in kinds.items() if name not in missing}
 
 
 def _node(cluster: Cluster, target: str) -> Node:

@@ -28,8 +28,10 @@ from scheduler.testing.chaos.history import (
 )
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
-#: Tokens and text of an undisturbed run, by what was sent.
-Expected = Callable[[Mapping[str, Any]], tuple[tuple[int, ...], str]]
+#: Tokens and text.
+Answer = tuple[tuple[int, ...], str]
+#: What an undisturbed run answers, by what was sent.
+Expected = Callable[[Mapping[str, Any]], Answer]
 
 
 def judge(history: History, expected: Expected) -> list[str]:
@@ -41,6 +43,20 @@ def judge(history: History, expected: Expected) -> list[str]:
         *_same_as_undisturbed(history.records, history.stored, expected),
         *_nobody_cut_off(history.records),
     ]
+
+
+def answered_before(history: History) -> Expected:
+    """What was answered before the run began, undisturbed, to whoever asks for the same."""
+    seeds: dict[str, int] = {}
+    answers: dict[int, Answer] = {}
+    for record in history.records:
+        if isinstance(record, Sent) and record.at < 0:
+            seeds[record.key] = record.document["seed"]
+            answers[record.document["seed"]] = (), ""
+        elif isinstance(record, Read) and record.reader in seeds:
+            tokens, text = answers[seeds[record.reader]]
+            answers[seeds[record.reader]] = (*tokens, *record.token_ids), text + record.text
+    return lambda document: answers[document["seed"]]
 
 
 # ----------------------------------------------------------------------------------- promise 1
@@ -174,9 +190,7 @@ def _same_as_undisturbed(
     yield from _read_as_stored(records, journals)
 
 
-def _journal(
-    task: StoredTask, chunks: Sequence[StoredChunk], due: tuple[tuple[int, ...], str]
-) -> Iterator[str]:
+def _journal(task: StoredTask, chunks: Sequence[StoredChunk], due: Answer) -> Iterator[str]:
     if [chunk.seq for chunk in chunks] != list(range(task.num_chunks)):
         seqs = [chunk.seq for chunk in chunks]
         yield f"promise 3: the journal of {task.id} has chunks {seqs}, not {task.num_chunks}"

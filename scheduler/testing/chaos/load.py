@@ -31,6 +31,8 @@ from scheduler.testing.chaos.history import (
 from scheduler.testing.chaos.scenario import Arrival
 
 _AGAIN_S: Final = (0.2, 1.0)
+#: Every token is drawn, which has to come out the same after a fault.
+_TEMPERATURE: Final = 0.8
 #: An answer that is shorter than a chunk; a stream sends a comment every ten seconds.
 _CALL_TIMEOUT: Final = aiohttp.ClientTimeout(total=8.0, sock_connect=3.0)
 _STREAM_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=3.0, sock_read=12.0)
@@ -39,8 +41,9 @@ _STREAM_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=3.0, soc
 class Clients:
     """Every client of a run."""
 
-    def __init__(self, address: str, history: History, seed: int) -> None:
-        self._address, self._history = address, history
+    def __init__(self, address: str, history: History, seed: int, name: str = "") -> None:
+        """``name`` goes before every key, so that no two runs of clients share one."""
+        self._address, self._history, self._name = address, history, name
         self._rng = random.Random(f"{seed} clients")
         self._living: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
@@ -78,11 +81,12 @@ class Clients:
             living.result()
 
     async def _live_through(self, number: int, arrival: Arrival) -> None:
-        key = f"{arrival.tenant.name}-{number}"
+        key = f"{self._name}{arrival.tenant.name}-{number}"
         document = {
             "prompt": f"# {arrival.seed}\n",
             "seed": arrival.seed,
             "max_new_tokens": arrival.num_tokens,
+            "temperature": _TEMPERATURE,
         }
         self._history.add(Sent(self._history.now(), key, arrival.tenant.name, document))
         task_id = await self._submit(key, arrival, document)

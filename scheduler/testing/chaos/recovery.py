@@ -17,7 +17,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
 
@@ -46,7 +46,8 @@ class Hit:
     #: From the fault's beginning, and from its end; None: none was left to come.
     next_token_s: float | None
     after_end_s: float | None
-    num_recomputed: int
+    #: None: nobody wrote down what was computed.
+    num_recomputed: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class _Story:
 def hits(history: History) -> list[Hit]:
     """Every hit of every fault."""
     stories = _stories(history)
+    has_diary = any(isinstance(record, Computed) for record in history.records)
     faults = sorted((r for r in history.records if isinstance(r, Fault)), key=lambda f: f.at)
     found: list[Hit] = []
     for story in stories.values():
@@ -87,7 +89,8 @@ def hits(history: History) -> list[Hit]:
         for fault, following in pairwise([*own, None]):
             assert fault is not None
             until = following.at if following is not None else math.inf
-            found.append(_hit(story, fault, until))
+            hit = _hit(story, fault, until)
+            found.append(hit if has_diary else replace(hit, num_recomputed=None))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
@@ -12,17 +13,17 @@ import aiohttp
 from scheduler.runner.service import load_runner_id
 from scheduler.testing.chaos.cluster import MODEL, Cluster
 from scheduler.testing.chaos.faults import Kind, Missed
-from scheduler.testing.chaos.history import Fault, History, Sample
+from scheduler.testing.chaos.history import Fault, History, Record, Sample
 from scheduler.testing.chaos.load import Clients
 from scheduler.testing.chaos.scenario import TENANTS, Planned, Rescale, Scenario
 from scheduler.testing.chaos.stored import read_diary, read_store
 
 #: Seconds for everything to be up at first.
-_START_WITHIN_S: Final = 120.0
+_START_WITHIN_S: Final = 300.0
 #: Seconds after the last fault within which every client knows the end of its task.
 SETTLE_WITHIN_S: Final = 240.0
 _SAMPLE_S: Final = 1.0
-_LOOK_TIMEOUT: Final = aiohttp.ClientTimeout(total=0.8)
+_LOOK_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
 
 class Run:
@@ -56,8 +57,23 @@ class Run:
             self.history.records += notes
         return self.history
 
+    async def _answer_references(self) -> list[Record]:
+        """Have the references answered by an undisturbed cluster; what their clients saw."""
+        history = History()
+        address = f"http://127.0.0.1:{self._cluster.front.port}"
+        clients = Clients(address, history, self._scenario.seed, "reference-")
+        try:
+            await clients.run(self._scenario.references)
+            await clients.until_all_ended(SETTLE_WITHIN_S)
+        finally:
+            await clients.close()
+        length_s = history.now()
+        # They were before the run began.
+        return [replace(record, at=record.at - length_s) for record in history.records]
+
     async def _disturb(self, session: aiohttp.ClientSession) -> None:
-        self.history = History()
+        references = await self._answer_references()
+        self.history = History(records=references)
         address = f"http://127.0.0.1:{self._cluster.front.port}"
         clients = Clients(address, self.history, self._scenario.seed)
         sampling = asyncio.create_task(self._sample(session))

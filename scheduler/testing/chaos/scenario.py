@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
@@ -89,6 +89,9 @@ class Scenario:
     faults: tuple[Planned, ...]
     arrivals: tuple[Arrival, ...]
     rescales: tuple[Rescale, ...]
+    #: Tasks that are done before anything is disturbed, where nobody knows what they answer; all
+    #: others ask for the same. None: the answers are known.
+    references: tuple[Arrival, ...] = ()
 
 
 def draw(
@@ -100,16 +103,23 @@ def draw(
     most_per_s: float,
     num_nodes: int,
     tokens: tuple[int, int] = (10, 60),
+    num_references: int = 0,
 ) -> Scenario:
     """The scenario of a seed; ``most_per_s`` is the highest rate of requests."""
     # One stream of draws for each part: what one of them is changed to moves none of the others.
-    streams = [random.Random(f"{seed} {part}") for part in ("faults", "load", "scale")]
+    parts = ("faults", "load", "scale", "references")
+    streams = [random.Random(f"{seed} {part}") for part in parts]
+    references = tuple(_reference(streams[3], tokens) for _ in range(num_references))
+    arrivals = _arrivals(streams[1], duration_s, most_per_s, tokens)
+    if references:
+        arrivals = [_like(streams[3].choice(references), arrival) for arrival in arrivals]
     return Scenario(
         seed,
         duration_s,
         tuple(_faults(streams[0], kinds, duration_s, num_faults, num_nodes)),
-        tuple(_arrivals(streams[1], duration_s, most_per_s, tokens)),
+        tuple(arrivals),
         tuple(_rescales(streams[2], duration_s, num_nodes)),
+        references,
     )
 
 
@@ -176,6 +186,23 @@ def _arrival(rng: random.Random, at_s: float, tokens: tuple[int, int]) -> Arriva
         rng.randint(1, num_tokens) if rng.random() < 0.3 else None,
         rng.uniform(0.5, 5.0) if rng.random() < 0.03 else None,
         rng.random() < 0.1,
+    )
+
+
+def _reference(rng: random.Random, tokens: tuple[int, int]) -> Arrival:
+    return Arrival(0.0, TENANTS[0], rng.getrandbits(31), rng.randint(*tokens), None, None, False)
+
+
+def _like(reference: Arrival, arrival: Arrival) -> Arrival:
+    """The arrival, asking for what the reference asked for."""
+    leaves_after = arrival.leaves_after
+    if leaves_after is not None:
+        leaves_after = min(leaves_after, reference.num_tokens)
+    return replace(
+        arrival,
+        seed=reference.seed,
+        num_tokens=reference.num_tokens,
+        leaves_after=leaves_after,
     )
 
 
