@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,6 +31,10 @@ MEMORY = ":memory:"
 MAX_BATCH = 256
 #: Seconds to wait for a lock that some other program holds on the file.
 BUSY_TIMEOUT_S = 5.0
+#: Seconds that looking for damage may hold up the start; that is some 100 MB of a file.
+CHECK_MOST_S = 2.0
+#: Instructions of SQLite's between two looks at whether that time is over.
+_CHECK_STEPS = 100_000
 
 
 class Database:
@@ -71,6 +76,7 @@ class Store(base.Store):
         self.num_commits = 0
         try:
             self._writer = connect(self._path)
+            refuse_damaged(self._writer, self._path)
             self._reader = self._writer if self._lock is None else connect(self._path)
         except sqlite3.Error as error:
             self._unlock()
@@ -223,6 +229,29 @@ def connect(path: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def refuse_damaged(connection: sqlite3.Connection, path: str, most_s: float = CHECK_MOST_S) -> None:
+    """Look for damaged pages, for a while: a file may be as large as its disk.
+
+    Raises:
+        StartupError: a page is damaged.
+        sqlite3.DatabaseError: the file cannot be read at all.
+    """
+    until = time.monotonic() + most_s
+    connection.set_progress_handler(lambda: time.monotonic() > until, _CHECK_STEPS)
+    try:
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+        return
+    finally:
+        connection.set_progress_handler(None, 0)
+    if found != "ok":
+        raise StartupError(
+            f"the store {path} is damaged: {found.splitlines()[-1]}; restore a backup of it"
+        )
 
 
 def _migrate(connection: sqlite3.Connection, path: str) -> None:

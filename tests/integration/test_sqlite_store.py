@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from scheduler.flow import Tenant
 from scheduler.records import changed
 from scheduler.stores import _flows_sql, _tasks_sql, sqlite
 from scheduler.stores.base import Transaction
-from scheduler.stores.sqlite import Store
+from scheduler.stores.sqlite import Store, connect, refuse_damaged
 from scheduler.task_book import TaskBook
 from scheduler.testing.tasks import MODEL, problems, submission
 
@@ -31,7 +32,7 @@ from scheduler.testing.tasks import MODEL, problems, submission
 WRITER = """
 import asyncio, sys
 from scheduler.clock import SystemClock
-from scheduler.stores.sqlite import Store
+from scheduler.stores.sqlite import Store, connect, refuse_damaged
 from scheduler.task_book import TaskBook
 from scheduler.testing.tasks import MODEL, chunk, submission
 
@@ -213,6 +214,36 @@ def test_a_file_that_is_no_database_is_refused_and_not_locked(path: Path) -> Non
     for _ in range(2):
         with pytest.raises(StartupError, match=r"cannot open the store .*not a database"):
             Store(path)
+
+
+def damage_last_page(path: Path) -> None:
+    """It is a leaf of what was written last; its cells lie anywhere afterwards."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size - 4096 + 8)
+        file.write(b"\xff" * 64)
+
+
+async def test_a_file_with_a_damaged_page_is_refused(path: Path) -> None:
+    store = Store(path)
+    await store.run(lambda tx: [tx.put_class(f"class-{n}", 1 + n) for n in range(2000)])
+    await store.close()
+    damage_last_page(path)
+
+    with pytest.raises(StartupError, match=r"plait\.db is damaged: .*; restore a backup of it"):
+        Store(path)
+
+
+async def test_a_look_for_damage_does_not_hold_up_the_start(path: Path) -> None:
+    store = Store(path)
+    await store.run(lambda tx: [tx.put_class(f"class-{n}", 1 + n) for n in range(20_000)])
+    await store.close()
+    with closing(connect(str(path))) as connection:
+        began = time.monotonic()
+        refuse_damaged(connection, str(path), most_s=0.0)
+        assert time.monotonic() - began < 1.0
+        assert connection.execute("SELECT COUNT(*) FROM classes").fetchone() == (20_000,)
 
 
 async def test_a_file_of_a_newer_plait_is_refused(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,16 @@ class Machine(ManualClock):
         return super().now() + self.set_by_s
 
 
+class RunningMachine(Machine):
+    """One on which time goes by, beside a store that has a clock of its own."""
+
+    def now(self) -> float:
+        return time.time() + self.set_by_s
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
 @dataclass
 class MadeUpCluster:
     """What a control plane would know of the runners."""
@@ -71,11 +82,13 @@ class MadeUpCluster:
 class Drifting:
     """A control plane's checks, over a store and a cluster that a test has its way with."""
 
-    def __init__(self, store: Store, *, retention_s: float = 0.0, max_attempts: int = 5) -> None:
+    def __init__(
+        self, store: Store, *, retention_s: float = 0.0, machine: Machine | None = None
+    ) -> None:
         self.store = store
         self.retention_s = retention_s
-        self.rules: Rules = rules(lease_ttl_s=TTL_S, max_attempts=max_attempts)
-        self.machine = Machine()
+        self.rules: Rules = rules(lease_ttl_s=TTL_S)
+        self.machine = machine or Machine()
         self.cluster = MadeUpCluster()
         self.plan = Plan({})
         self.start()
