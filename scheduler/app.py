@@ -20,7 +20,7 @@ from rich.console import Console
 
 from handlers import model_config
 from handlers.model_config import ModelConfig, ModelConfigError
-from scheduler import startup
+from scheduler import provider_config, startup
 from scheduler.clock import SystemClock
 from scheduler.control_plane import open_control
 from scheduler.errors import StartupError
@@ -191,7 +191,7 @@ def _torchserve_program(settings: Settings) -> Program:
     return Program(
         name="torchserve",
         command=command,
-        environment=torchserve.environment(state, without_secrets(os.environ)),
+        environment=torchserve.environment(state, _variables(settings, secrets=False)),
         cwd=torchserve.folder(state),
         log_file=state / "logs" / "torchserve.log",
         stop_timeout_s=20.0,
@@ -202,13 +202,20 @@ def _torchserve_program(settings: Settings) -> Program:
 def _own_program(settings: Settings, name: str) -> Program:
     store = settings.store.get_secret_value()
     secrets = {f"{PREFIX}STORE": store} if name == "control" else {}
+    variables = _variables(settings, secrets=name == "control")
     return Program(
         name=name,
         command=lambda: [sys.executable, "-m", "scheduler.cli", name],
-        environment={**without_secrets(os.environ), **settings.to_environment(), **secrets},
+        environment={**variables, **settings.to_environment(), **secrets},
         cwd=Path.cwd(),
         log_file=settings.state.absolute() / "logs" / f"{name}.log",
     )
+
+
+def _variables(settings: Settings, *, secrets: bool) -> dict[str, str]:
+    """The environment for a child: without Plait's secrets, and with those of providers or not."""
+    hidden = set() if secrets else provider_config.secret_variables(settings.provider_configs)
+    return {k: v for k, v in without_secrets(os.environ).items() if k not in hidden}
 
 
 # ------------------------------------------------------------------------------- control plane

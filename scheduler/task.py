@@ -224,7 +224,8 @@ class Attempt(Record, frozen=True):
     #: Tokens the journal held when the attempt began.
     num_tokens_before: int
     ended_at: float | None = None
-    #: "running", "succeeded", "failed", "cancelled", "expired", "lost", "parked" or "paused".
+    #: "running", "succeeded", "failed", "cancelled", "expired", "lost", "parked", "paused"
+    #: or "hedged".
     outcome: str = "running"
     #: What happened, for a person; empty while nothing did.
     reason: str = ""

@@ -194,6 +194,18 @@ class TaskBook:
         )
         return await self.ledger.run(claim)
 
+    async def hand_over(
+        self, task_id: str, fence: int, *, runner: str, replica: str, device_kind: str = ""
+    ) -> Grant | None:
+        """Lease a task of which nothing has come to another replica, in one step; None when that is
+        not so any more, or it was handed over before."""
+        now = self.ledger.clock.now()
+        return await self.ledger.run(
+            lambda tx: moves.hand_over(
+                tx, self.rules, task_id, fence, runner, replica, now, device_kind
+            )
+        )
+
     async def preempt(self, model: str) -> list[Task]:
         """Park a running task of a lower class, if one of a higher class has waited too long for
         its turn; none, or that one."""

@@ -122,6 +122,7 @@ class _Deciding:
         for source in self._situation.sources.values():
             if source.listing is not None:
                 self._judge(source, source.listing)
+        self._withdraw()
         self._remove_drained()
         choice = choose(self._offers(), self._situation.lacks, self._situation.now)
         self._carry_in(choice)
@@ -195,6 +196,17 @@ class _Deciding:
 
     # -- which come and go
 
+    def _withdraw(self) -> None:
+        """Take back orders that a provider does not carry out, so that others are asked. If one was
+        carried out all the same, it is adopted when it is listed."""
+        for place, order in self._orders.items():
+            source = self._situation.sources.get(order.provider)
+            if source is None or not source.closed or order.state is not OrderState.ORDERED:
+                continue
+            if order.container_id is None:
+                self._orders[place] = changed(order, state=OrderState.GONE, reason=source.closed)
+                self._say("container_withdrawn", order, reason=source.closed)
+
     def _remove_drained(self) -> None:
         now = self._situation.now
         for place, order in self._orders.items():
@@ -203,7 +215,7 @@ class _Deciding:
                 continue
             node = self._node(order)
             is_empty = node is None or not node.connected or not node.replicas
-            waited_s = now - (order.leaving_at or now)
+            waited_s = 0.0 if order.leaving_at is None else now - order.leaving_at
             if is_empty or waited_s >= source.config.drain_timeout_s:
                 self._orders[place] = changed(order, state=OrderState.REMOVING, leaving_at=now)
                 self._say("container_drained", order, is_empty=is_empty, after_s=round(waited_s, 1))

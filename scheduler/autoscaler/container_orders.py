@@ -130,7 +130,8 @@ def _judge_removing(
     if container is None:
         return _gone(order, order.reason or "removed")
     is_here = container.state is ContainerState.RUNNING and container.id in seen.connected
-    if is_here and seen.now - (order.leaving_at or seen.now) >= REMOVE_S:
+    since = seen.now if order.leaving_at is None else order.leaving_at
+    if is_here and seen.now - since >= REMOVE_S:
         # Some providers choose for themselves which one goes: then this one may as well work.
         return changed(order, state=OrderState.UP, leaving_at=None, reason="was not removed")
     return order

@@ -17,6 +17,7 @@ from scheduler.clock import Clock
 from scheduler.container import Reliance
 from scheduler.dispatcher import messages
 from scheduler.dispatcher.headroom import Headroom
+from scheduler.dispatcher.hedger import Hedger
 from scheduler.dispatcher.link import Link
 from scheduler.dispatcher.sessions import LeaseKey, Room, Sessions, Slot
 from scheduler.errors import StaleLease, StoreUnavailable
@@ -49,6 +50,8 @@ class Granting:
         self._reliance, self._journal_interval_s = reliance, journal_interval_s
         self._sessions, self._links = sessions, links
         self._headroom = Headroom()
+        #: Hands over what one runner is late with.
+        self.hedger = Hedger(book, sessions, reliance, clock, self._deliver)
         self._woken: set[str] = set()
         self._wake = asyncio.Event()
 
@@ -137,6 +140,7 @@ class Granting:
             except (StaleLease, StoreUnavailable) as error:
                 log.warning("grant_not_released", task_id=task.id, error=str(error))
             return
+        self.hedger.granted(slot, task)
         trust = self._reliance.trust(slot.provider, slot.container)
         link.send(messages.grant(granted, slot.replica, trust * self._journal_interval_s))
         log.info(

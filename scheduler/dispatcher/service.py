@@ -100,6 +100,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         """Grant until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._granting.run(), name="grant")
+            group.create_task(self._granting.hedger.run(), name="hedge")
             group.create_task(self._look_again(), name="look again")
 
     def nodes(self) -> Sequence[NodeView]:
@@ -247,6 +248,8 @@ class Dispatcher(rpc.RunnerServiceServicer):
                 link.heard_at = self._clock.monotonic()
                 match message.WhichOneof("body"):
                     case "progress":
+                        lease = LeaseKey(message.progress.task_id, message.progress.fence)
+                        self._granting.hedger.begun(lease)
                         link.progressed(message.progress)
                     case "finish":
                         link.finished(message.finish.task_id, message.finish.fence, message)
@@ -282,6 +285,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
             self._lease_is_over(link.runner_id, LeaseKey(task_id, fence))
 
     def _lease_is_over(self, runner_id: str, lease: LeaseKey) -> None:
+        self._granting.hedger.ended(lease)
         self._sessions.ended(runner_id, lease)
         self._granting.awaken_all()
 

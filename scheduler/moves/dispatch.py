@@ -83,6 +83,37 @@ def _lease(
     return Grant(task, tx.token_ids(task.id) if task.num_chunks else ())
 
 
+def hand_over(
+    tx: Transaction,
+    rules: Rules,
+    task_id: str,
+    fence: int,
+    runner: str,
+    replica: str,
+    now: float,
+    device_kind: str = "",
+) -> Outcome[Grant | None]:
+    """Lease a task that its holder has not begun to answer to another replica.
+
+    The lease ends and the next one begins in one transaction, so there is one at any moment. None,
+    and nothing happens, when the lease is over, its first output is on disk, or the task was handed
+    over before.
+    """
+    task = owned(tx, task_id)
+    is_held = task.state is TaskState.LEASED and task.fence == fence
+    if not is_held or task.num_tokens > task.num_tokens_before:
+        return Outcome(None)
+    if any(attempt.outcome == "hedged" for attempt in tx.attempts(task.id)):
+        return Outcome(None)
+    used, reason = journalled_cost(task), f"its first token was overdue; handed to {runner}"
+    ended = settle(
+        tx, rules, task, TaskState.QUEUED, used, now, reason, outcome="hedged", ended_lease=task
+    )
+    factor = tx.cost_factor(task.model, device_kind)
+    grant = _lease(tx, rules, ended.value, runner, replica, factor, now)
+    return Outcome(grant, (*ended.changes, Change(grant.task)))
+
+
 def append(
     tx: Transaction,
     rules: Rules,

@@ -25,4 +25,9 @@ def test_every_state_has_a_row() -> None:
 def test_every_outcome_of_an_attempt_has_a_row() -> None:
     table = rows(section(PAGE, "## Attempts"))
 
-    assert {names(row[0])[0] for row in table} == {"running", "parked", *_OUTCOMES.values()}
+    assert {names(row[0])[0] for row in table} == {
+        "running",
+        "parked",
+        "hedged",
+        *_OUTCOMES.values(),
+    }

@@ -138,13 +138,13 @@ class Control:
 
 @asynccontextmanager
 async def control_plane(
-    port: int, store: Store | None = None, *, poll_s: float = 0.05
+    port: int, store: Store | None = None, *, poll_s: float = 0.05, **options: Any
 ) -> AsyncIterator[Control]:
     store = store or sqlite.Store(sqlite.MEMORY)
     machine = JumpingClock()
     clock = SteadyClock(machine)
     book = TaskBook(store, clock, lease_ttl_s=10)
-    dispatcher = Dispatcher(book, clock, poll_s=poll_s)
+    dispatcher = Dispatcher(book, clock, poll_s=poll_s, **options)
     bulks = BulkBook(book.ledger, book.rules, book.new_id)
     parts = Parts(book, bulks, clock, dispatcher, lambda: Plan({}))
     reconciliation = Reconciliation(all_checks(parts), clock, tick_s=poll_s)

@@ -111,6 +111,29 @@ def test_a_container_that_is_killed_is_noted_and_replaced_and_its_work_goes_on(
     assert sum(task["num_lost"] for task in ended) > 0
 
 
+def test_where_one_provider_refuses_another_is_asked(tmp_path: Path) -> None:
+    broken = {**PROVIDER, "price_per_hour": 0.0, "settings": {"command": ["/nowhere/plait"]}}
+    control = Control(tmp_path, 1, broken=broken, here=PROVIDER)
+    control.start()
+    try:
+        refused = wait_for("a refusal", lambda: _paused(control), 20.0)
+        [container] = wait_for(
+            "another's container",
+            lambda: [c for c in control.get("/v1/containers")["containers"] if c["runner"]],
+            30.0,
+        )
+    finally:
+        control.stop()
+
+    assert "cannot run /nowhere/plait" in refused["reason"]
+    assert container["provider"] == "here"
+
+
+def _paused(control: Control) -> Any:
+    listed = control.get("/v1/providers")["providers"]
+    return next((each for each in listed if each["state"] == "paused"), None)
+
+
 def _ended(control: Control, task_id: str) -> Any:
     task = control.get(f"/v1/tasks/{task_id}")
     return task if task["finished_at"] is not None else None

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from handlers.model_config import ModelConfig
-from scheduler.autoscaler.placement import Placed, Plan, place
+from scheduler.autoscaler.placement import Placed, Plan, Trait, place
 from scheduler.cluster_view import NodeView, ReplicaView
 from scheduler.testing.models import config
 
@@ -188,3 +188,39 @@ def test_a_replica_that_was_let_go_is_not_taken_back_in_place_of_one_that_stays(
     plan = place({"demo": 1}, {"demo": config()}, nodes, {"one": [Placed("demo__r1", "demo")]})
 
     assert [placed.name for placed in plan.replicas["one"]] == ["demo__r1"]
+
+
+def test_how_many_are_missing_is_told() -> None:
+    assert plan(3).missing == {"demo": 3}
+    assert plan(2, node()).missing == {}
+
+
+def with_traits(count: int, *nodes: NodeView, **traits: Trait) -> Plan:
+    return place({"demo": count}, {"demo": config()}, nodes, None, traits)
+
+
+def test_a_container_takes_no_more_than_it_may() -> None:
+    found = with_traits(2, node(), one=Trait(most_replicas=1))
+
+    assert names(found) == ["demo__r0"]
+    assert (found.missing, list(found.shortages)) == ({"demo": 1}, ["demo"])
+
+
+def test_what_is_in_a_container_that_is_to_go_is_placed_elsewhere() -> None:
+    leaving = node("one", replica("demo__r0"))
+
+    found = with_traits(1, leaving, node("two"), one=Trait(is_leaving=True))
+
+    assert (names(found, "one"), names(found, "two")) == ([], ["demo__r1"])
+
+
+def test_of_two_places_the_cheaper_one_is_taken_and_the_dearer_one_given_up() -> None:
+    ranks = {"one": Trait(rank=2.0), "two": Trait(rank=1.0)}
+    both = (node("one", replica("demo__r0")), node("two", replica("demo__r1")))
+
+    assert names(with_traits(1, node("one"), node("two"), **ranks), "two") == ["demo__r0"]
+    assert names(with_traits(1, *both, **ranks), "two") == ["demo__r1"]
+
+
+def test_a_container_runs_only_models_that_it_may() -> None:
+    assert with_traits(1, node(), one=Trait(models=("other",))).missing == {"demo": 1}
