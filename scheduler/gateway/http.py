@@ -100,6 +100,9 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     except web.HTTPException as error:
         return _http_error(request, error)
+    except ConnectionResetError:
+        # The client has left in the middle of its answer: there is nobody to tell.
+        raise
     # Whatever comes up, the client is answered in JSON; what nobody foresaw is logged.
     except Exception as error:
         problem = describe(error)

@@ -135,7 +135,8 @@ class Store(base.Store):
     def _commit(self, entries: Sequence[Entry]) -> int:
         """Run entries in one transaction; how many of them are answered, at least one."""
         try:
-            self._roll_back()
+            if self._writer.in_transaction:
+                self._roll_back()
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             refuse(entries, error)
@@ -179,8 +180,9 @@ class Store(base.Store):
             self._roll_back()
 
     def _roll_back(self) -> None:
+        # What is remembered is forgotten also where SQLite has ended the transaction by itself.
+        self._write_transaction.forget()
         if self._writer.in_transaction:
-            self._write_transaction.forget()
             self._writer.execute("ROLLBACK")
 
     # -- in the reader's thread

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -291,3 +292,30 @@ def _add_one(tx: Transaction) -> None:
 
 def _weight(tx: Transaction) -> int:
     return tx.tenant("ann").weight_permille
+
+
+@contextmanager
+def a_disk_that_refuses_to_write() -> Iterator[None]:
+    """Every write of this process to a file fails, as on a broken disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_commit_that_the_disk_refuses_leaves_nothing_in_memory(store: Store) -> None:
+    book = TaskBook(store, SystemClock(), lease_ttl_s=60)
+    await book.submit(submission("ann"))
+
+    # SQLite ends the transaction by itself here: nothing is left to roll back.
+    with a_disk_that_refuses_to_write(), pytest.raises(StoreUnavailable):
+        await book.submit(submission("ann"))
+    with a_disk_that_refuses_to_write(), pytest.raises(StoreUnavailable):
+        await book.claim(MODEL, runner="r", replica="demo__r0")
+
+    await book.submit(submission("ann"))
+    assert await store.run(problems) == []
+    grants = await book.claim(MODEL, runner="r", replica="demo__r0", limit=10)
+    assert [grant.task.attempt for grant in grants] == [1, 1]
