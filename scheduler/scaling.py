@@ -52,6 +52,8 @@ class Measure(Record, frozen=True):
     was_full: bool = False
     #: Seconds from a claim to the first chunk, the 90th percentile; None: not measured.
     first_chunk_s: float | None = None
+    #: Cost of tasks that succeeded, as a part of what was estimated; None: none has.
+    used_ratio: float | None = None
     #: Seconds that the last replicas took from being placed to being ready, oldest first.
     start_times_s: tuple[float, ...] = ()
 

@@ -33,6 +33,8 @@ class Rate:
     was_full: bool
     #: Cost of tasks that succeeded, as a part of what was estimated.
     used_ratio: float = 1.0
+    #: Whether any has succeeded, so that this is known.
+    has_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class RateMeter:
             slot_s = sum(period.length_s * period.busy for period in periods)
             served = sum(period.served for period in periods)
             if measured_s >= LEAST_S and served:
-                return Rate(served / slot_s, measured_s, full, ratio)
+                return Rate(served / slot_s, measured_s, full, ratio, bool(estimated))
         return None
 
     def _forget(self, now: float) -> None:

@@ -62,7 +62,10 @@ class Speedometer:
         for (model, kind), meter in self._by_kind.items():
             if (rate := meter.rate(now)) is not None:
                 first_s = percentile_90(self._first_s.get((model, kind), ()))
-                found[model, kind] = Measure(model, kind, rate.per_slot, rate.was_full, first_s)
+                used = rate.used_ratio if rate.has_ended else None
+                found[model, kind] = Measure(
+                    model, kind, rate.per_slot, rate.was_full, first_s, used
+                )
         return found
 
     async def run(self) -> None:
@@ -85,7 +88,9 @@ class Speedometer:
                 if old is None:
                     tx.put_measure(new)
                 elif new.was_full or not old.was_full:
-                    tx.put_measure(changed(new, start_times_s=old.start_times_s))
+                    used = old.used_ratio if new.used_ratio is None else new.used_ratio
+                    starts = old.start_times_s
+                    tx.put_measure(changed(new, used_ratio=used, start_times_s=starts))
 
         if measured:
             await self._ledger.store.run(command)

@@ -40,15 +40,19 @@ class LoadMeter:
         while len(self._looks) > 2 and self._looks[1][0] <= oldest:
             self._looks.popleft()
 
-    def arriving(self, used_ratio: float) -> float | None:
-        """Cost that came in a second; None: seen for too short a time."""
+    def arriving(self, used_ratio: float | None) -> float | None:
+        """Cost that came in a second; None: seen for too short a time, or, without a
+        ``used_ratio``, something came and nobody knows what it is worth."""
         if not self._looks:
             return None
         (began_at, first), (ended_at, last) = self._looks[0], self._looks[-1]
         if ended_at - began_at < LEAST_S:
             return None
-        grown = _accepted(last, used_ratio) - _accepted(first, used_ratio)
-        return max(0.0, grown) / (ended_at - began_at)
+        ratio = 1.0 if used_ratio is None else used_ratio
+        grown = max(0.0, _accepted(last, ratio) - _accepted(first, ratio))
+        if grown and used_ratio is None:
+            return None
+        return grown / (ended_at - began_at)
 
     def was_busy(self) -> bool:
         """Whether any work was done between the last two looks."""

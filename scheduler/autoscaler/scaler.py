@@ -155,9 +155,12 @@ class Scaler:
         now: float,
     ) -> Seen:
         model, config = self._models[name], self._configs[name]
-        used_ratio = 1.0 if rate is None else rate.used_ratio
         measures = {measure.device_kind: measure for measure in model.measures}
         start_s = _greatest(m.start_s for m in _relevant(measures, nodes))
+        used_ratio = _used_ratio(rate, model.measures)
+        # As long as nobody knows what estimates are worth they bound what waits, and do not say
+        # how much keeps coming.
+        bound = 1.0 if used_ratio is None else used_ratio
         model.load.note(now, model.last_load, ASSUMED_START_S if start_s is None else start_s)
         ready, starting = self._starts.replicas(name, nodes, placing, now)
         load = model.last_load
@@ -165,9 +168,9 @@ class Scaler:
             now=now,
             measured_at=model.measured_at,
             num_queued=load.num_queued,
-            queued_cost=load.queued_cost * used_ratio,
+            queued_cost=load.queued_cost * bound,
             num_running=load.num_running,
-            running_cost=left_of(load, used_ratio),
+            running_cost=left_of(load, bound),
             arriving=model.load.arriving(used_ratio),
             was_busy=model.load.was_busy(),
             ready=ready,
@@ -259,6 +262,14 @@ def _relevant(measures: Mapping[str, Measure], nodes: Sequence[NodeView]) -> lis
     """Measures of the kinds of device that there are now; of all, if there are none of these."""
     kinds = {node.device_kind for node in nodes if node.connected}
     return [m for kind, m in measures.items() if kind in kinds] or list(measures.values())
+
+
+def _used_ratio(rate: Rate | None, measures: Iterable[Measure]) -> float | None:
+    """What finished tasks have cost, as a part of what was estimated; None: none has finished."""
+    if rate is not None and rate.has_ended:
+        return rate.used_ratio
+    known = [m.used_ratio for m in measures if m.used_ratio is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _speeds(measures: Iterable[Measure], num_slots: int) -> dict[str, float]:

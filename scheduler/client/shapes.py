@@ -278,6 +278,7 @@ class ScaleMeasure(TypedDict):
     cost_per_slot: float | None
     was_full: bool
     first_chunk_s: float | None
+    used_ratio: float | None
     start_s: float | None
     num_starts: int
 

@@ -189,6 +189,7 @@ def scale(config: ModelConfig, story: ScaleStory) -> dict[str, Any]:
             "cost_per_slot": each.cost_per_slot,
             "was_full": each.was_full,
             "first_chunk_s": each.first_chunk_s,
+            "used_ratio": each.used_ratio,
             "start_s": each.start_s,
             "num_starts": len(each.start_times_s),
         }

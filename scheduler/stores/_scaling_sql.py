@@ -29,8 +29,9 @@ _CAPPED: Final = (
 )
 _PUT_SCALED: Final = upsert("scaled_replicas", "model, num_replicas", 1)
 _MEASURE_COLUMNS: Final = (
-    "model, device_kind, cost_per_slot, was_full, first_chunk_s, start_times_s"
+    "model, device_kind, cost_per_slot, was_full, first_chunk_s, used_ratio, start_times_s"
 )
+_WAS_FULL: Final = _MEASURE_COLUMNS.split(", ").index("was_full")
 _PUT_MEASURE: Final = upsert("replica_measures", _MEASURE_COLUMNS, 2)
 _DECISION_COLUMNS: Final = (
     "model, number, decided_at, last_at, num_times, action, num_before, num_after, reason,"
@@ -85,6 +86,7 @@ class Scaling(Flows, base.ScalingTables):
             measure.cost_per_slot,
             int(measure.was_full),
             measure.first_chunk_s,
+            measure.used_ratio,
             json.dumps(measure.start_times_s),
         )
 
@@ -115,8 +117,10 @@ class Scaling(Flows, base.ScalingTables):
         )
 
 
-def _measure(model: str, kind: str, cost: Any, was_full: Any, first: Any, starts: str) -> Measure:
-    return Measure(model, kind, cost, bool(was_full), first, tuple(json.loads(starts)))
+def _measure(*row: Any) -> Measure:
+    values = list(row)
+    values[_WAS_FULL], values[-1] = bool(row[_WAS_FULL]), tuple(json.loads(row[-1]))
+    return Measure(*values)
 
 
 def _decision(*row: Any) -> ScaleDecision:

@@ -56,7 +56,7 @@ async def test_a_model_without_work_has_no_load(store: Store) -> None:
 
 
 async def test_measures_are_kept_by_device_kind(store: Store) -> None:
-    slow = Measure(MODEL, "cpu", 12.5, was_full=True, first_chunk_s=0.25, start_times_s=(3.5, 4.0))
+    slow = Measure(MODEL, "cpu", 12.5, True, 0.25, 0.5, (3.5, 4.0))
     fast = Measure(MODEL, "gpu")
     for each in (changed(slow, cost_per_slot=1.0), fast, slow, Measure("other", "cpu")):
         await store.run(lambda tx, each=each: tx.put_measure(each))

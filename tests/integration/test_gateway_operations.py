@@ -266,7 +266,7 @@ async def test_why_so_many_replicas_run_is_told(
 ) -> None:
     def command(tx: Transaction) -> None:
         tx.put_scaled_replicas("elastic", 1)
-        tx.put_measure(Measure("elastic", "cpu", 12.5, True, 0.5, (20.0, 30.0)))
+        tx.put_measure(Measure("elastic", "cpu", 12.5, True, 0.5, 0.75, (20.0, 30.0)))
         for number in (1, 2):
             at = float(number)
             decision = ScaleDecision(
@@ -297,6 +297,7 @@ async def test_why_so_many_replicas_run_is_told(
             "cost_per_slot": 12.5,
             "was_full": True,
             "first_chunk_s": 0.5,
+            "used_ratio": 0.75,
             "start_s": 30.0,
             "num_starts": 2,
         }

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import pytest_asyncio
 
 from handlers.scale_section import Scale
@@ -111,6 +112,21 @@ async def test_a_speed_measured_with_slots_to_spare_does_not_count(plant: Plant)
 
     assert num == 4  # three tasks, and 0.8 of the one slot of each
     assert (await plant.decisions())[0].inputs["speed"] is None
+
+
+async def test_what_comes_is_not_known_before_a_task_has_finished(plant: Plant) -> None:
+    async def arriving() -> float | None:
+        for _ in range(4):
+            await plant.submit(1, estimated_cost=100)
+            await plant.look()
+        found: float | None = (await plant.decisions())[0].inputs["arriving"]
+        return found
+
+    before = await arriving()
+    await plant.put(Measure(MODEL, KIND, used_ratio=0.5))
+
+    assert before is None
+    assert await arriving() == pytest.approx(10.0)  # half of a hundred every five seconds
 
 
 async def test_a_capped_tenant_s_backlog_buys_nothing_beyond_its_cap(plant: Plant) -> None:

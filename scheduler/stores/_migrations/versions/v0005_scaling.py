@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("cost_per_slot", sa.Double),
         sa.Column("was_full", sa.SmallInteger, nullable=False),
         sa.Column("first_chunk_s", sa.Double),
+        sa.Column("used_ratio", sa.Double),
         sa.Column("start_times_s", _TEXT, nullable=False),
         sqlite_with_rowid=False,
     )
