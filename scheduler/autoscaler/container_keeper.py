@@ -242,7 +242,7 @@ class ContainerKeeper:
     def _lacks(self) -> list[Lack]:
         return [
             Lack(model, count, devices_needed(self._models[model]))
-            for model, count in self._sidecar.plan.missing.items()
+            for model, count in self._sidecar.missing.items()
         ]
 
     def _source(self, kept: _Kept, now: float) -> Source:

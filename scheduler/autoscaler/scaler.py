@@ -17,7 +17,7 @@ import structlog
 from handlers.model_config import ModelConfig
 from scheduler.autoscaler import scaling
 from scheduler.autoscaler.load import LoadMeter, left_of
-from scheduler.autoscaler.placement import Placed, place
+from scheduler.autoscaler.placement import Placed, Trait, place
 from scheduler.autoscaler.scaling import ASSUMED_START_S, Decision, Memory, Seen
 from scheduler.autoscaler.starts import Starts
 from scheduler.cluster_view import NodeView
@@ -43,6 +43,21 @@ class _Facts:
     wishes: Wishes
     loads: Mapping[str, ModelLoad]
     measures: Mapping[str, tuple[Measure, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """What runs and should run."""
+
+    nodes: Sequence[NodeView]
+    placing: Placing
+    traits: Mapping[str, Trait] | None
+
+    def num_current(self, name: str) -> int:
+        """Replicas of a model that run, or should."""
+        there = [node for node in self.nodes if node.connected]
+        num_there = sum(r.model == name for node in there for r in node.replicas)
+        return max(num_there, _count(self.placing, name))
 
 
 @dataclass(slots=True)
@@ -90,8 +105,14 @@ class Scaler:
             self._models[model].decided_at = None
         return is_asleep
 
-    async def desired(self, nodes: Sequence[NodeView], placing: Placing) -> dict[str, int]:
-        """Replicas by model; decides about those whose time has come.
+    async def desired(
+        self,
+        nodes: Sequence[NodeView],
+        placing: Placing,
+        traits: Mapping[str, Trait] | None = None,
+    ) -> dict[str, int]:
+        """Replicas by model; decides about those whose time has come. ``traits`` are as placement
+        takes them.
 
         Raises:
             StoreUnavailable: what operators want is not known.
@@ -108,12 +129,14 @@ class Scaler:
         started = self._starts.look(nodes, placing, now)
         for name, config in self._configs.items():
             self._desired[name] = facts.wishes.of(config)
+        cluster = _Cluster(nodes, placing, traits)
         decisions: list[tuple[str, Decision]] = []
         for name in due:
             model = self._models[name]
             if facts.wishes.is_automatic(self._configs[name]) or self._is_due(model, now):
                 model.decided_at, model.measured_at = now, asked_at
-                decisions.append((name, self._decide(name, facts, nodes, placing, now)))
+                decision = self._decide(name, facts, cluster, now)
+                decisions.append((name, decision))
         if decisions or started:
             await self._write(decisions, started, now)
         for name, decision in decisions:
@@ -123,9 +146,7 @@ class Scaler:
     def _is_due(self, model: _Model, now: float) -> bool:
         return model.decided_at is None or not 0 <= now - model.decided_at < self._period_s
 
-    def _decide(
-        self, name: str, facts: _Facts, nodes: Sequence[NodeView], placing: Placing, now: float
-    ) -> Decision:
+    def _decide(self, name: str, facts: _Facts, cluster: _Cluster, now: float) -> Decision:
         model, config = self._models[name], self._configs[name]
         rule, stored = config.scale, self._desired[name]
         assert rule is not None
@@ -135,34 +156,25 @@ class Scaler:
             told = f"an operator has set it to {stored}"
             return Decision(Action.NOTHING, stored, stored, BY_OPERATOR, told, {})
         if model.memory is None:
-            num_current = sum(placed.model == name for run in placing.values() for placed in run)
-            num_current = max(num_current, _num_running(nodes, name))
-            model.memory = scaling.started(stored, num_current, now)
+            model.memory = scaling.started(stored, cluster.num_current(name), now)
         model.measures = facts.measures[name]
         model.last_load = facts.loads[name]
         rates = self._speedometer.rates(now)
-        seen = self._seen(name, rates.get(name), nodes, placing, now)
+        seen = self._seen(name, rates.get(name), cluster, now)
         decision, model.memory = scaling.decide(rule, seen, model.memory)
         self.lacking[name] = decision.lacking
         return decision
 
-    def _seen(
-        self,
-        name: str,
-        rate: Rate | None,
-        nodes: Sequence[NodeView],
-        placing: Placing,
-        now: float,
-    ) -> Seen:
+    def _seen(self, name: str, rate: Rate | None, cluster: _Cluster, now: float) -> Seen:
         model, config = self._models[name], self._configs[name]
         measures = {measure.device_kind: measure for measure in model.measures}
-        start_s = _greatest(m.start_s for m in _relevant(measures, nodes))
+        start_s = _greatest(m.start_s for m in _relevant(measures, cluster.nodes))
         used_ratio = _used_ratio(rate, model.measures)
         # As long as nobody knows what estimates are worth they bound what waits, and do not say
         # how much keeps coming.
         bound = 1.0 if used_ratio is None else used_ratio
         model.load.note(now, model.last_load, ASSUMED_START_S if start_s is None else start_s)
-        ready, starting = self._starts.replicas(name, nodes, placing, now)
+        ready, starting = self._starts.replicas(name, cluster.nodes, cluster.placing, now)
         load = model.last_load
         return Seen(
             now=now,
@@ -178,16 +190,17 @@ class Scaler:
             speeds=_speeds(measures.values(), config.max_batch),
             num_slots=config.max_batch,
             start_s=start_s,
-            first_chunk_s=_greatest(m.first_chunk_s for m in _relevant(measures, nodes)),
-            num_possible=self._num_possible(name, nodes, placing),
+            first_chunk_s=_greatest(m.first_chunk_s for m in _relevant(measures, cluster.nodes)),
+            num_possible=self._num_possible(name, cluster),
         )
 
-    def _num_possible(self, name: str, nodes: Sequence[NodeView], placing: Placing) -> int:
+    def _num_possible(self, name: str, cluster: _Cluster) -> int:
         """Replicas of the model that there is room for, while the others keep theirs."""
         scale = self._configs[name].scale
         assert scale is not None
-        plan = place({**self._desired, name: scale.max}, self._configs, nodes, placing)
-        return sum(placed.model == name for run in plan.replicas.values() for placed in run)
+        most = {**self._desired, name: scale.max}
+        plan = place(most, self._configs, cluster.nodes, cluster.placing, cluster.traits)
+        return _count(plan.replicas, name)
 
     async def _write(
         self,
@@ -254,8 +267,8 @@ def _with_start(tx: Transaction, name: str, kind: str, took_s: float) -> Measure
     return changed(found, start_times_s=times)
 
 
-def _num_running(nodes: Sequence[NodeView], name: str) -> int:
-    return sum(r.model == name for node in nodes if node.connected for r in node.replicas)
+def _count(placing: Placing, name: str) -> int:
+    return sum(placed.model == name for run in placing.values() for placed in run)
 
 
 def _relevant(measures: Mapping[str, Measure], nodes: Sequence[NodeView]) -> list[Measure]:

@@ -157,7 +157,8 @@ def decide(rule: Scale, seen: Seen, memory: Memory) -> tuple[Decision, Memory]:
     action = _action(before, after)
     if action is Action.DOWN:
         memory = replace(memory, lowered_at=now)
-    lacking = max(0, max(after, min(ceil(need.num), rule.max)) - seen.num_possible)
+    wanted = max(after, min(ceil(_lasting(rule, memory, now)), rule.max))
+    lacking = max(0, wanted - seen.num_possible)
     decision = Decision(action, before, after, reason, message, _inputs(seen, need), lacking)
     return decision, replace(memory, num_desired=after)
 
@@ -244,10 +245,7 @@ def _upwards(rule: Scale, seen: Seen, need: Need, memory: Memory) -> tuple[int, 
         return current, "at_max", f"{need.num:.1f} are needed; at most {rule.max} are allowed"
     if current >= seen.num_possible:
         return current, "no_room", f"{need.num:.1f} are needed; there is room for {current}"
-    if memory.began_at is None or now - memory.began_at < rule.up_window_s:
-        least = 0.0
-    else:
-        least = min(num for at, num in memory.needs if at >= now - rule.up_window_s)
+    least = _lasting(rule, memory, now)
     if least <= current * (1 + rule.band_ratio):
         told = f"{need.num:.1f} are needed, not yet for {rule.up_window_s:g} s"
         return current, "up_window", told
@@ -257,6 +255,13 @@ def _upwards(rule: Scale, seen: Seen, need: Need, memory: Memory) -> tuple[int, 
     if need.wait_s is not None:
         told += f"; what is queued waits {need.wait_s:.1f} s, {need.target_s:g} s are aimed at"
     return _within(rule, seen, wanted, reason, told)
+
+
+def _lasting(rule: Scale, memory: Memory, now: float) -> float:
+    """What was needed all through the up window."""
+    if memory.began_at is None or now - memory.began_at < rule.up_window_s:
+        return 0.0
+    return min(num for at, num in memory.needs if at >= now - rule.up_window_s)
 
 
 def _downwards(rule: Scale, seen: Seen, need: Need, memory: Memory) -> tuple[int, str, str]:

@@ -78,6 +78,14 @@ class Sidecar:
         """What should run, as it was decided last."""
         return self._plan
 
+    @property
+    def missing(self) -> Mapping[str, int]:
+        """Replicas that should run and have no room, by model: those of the plan, and those that
+        the work asks for beyond it."""
+        both = (self._plan.missing, self._scaler.lacking)
+        models = {model for each in both for model, count in each.items() if count}
+        return {model: max(each.get(model, 0) for each in both) for model in sorted(models)}
+
     def heed(self, traits: Callable[[], Mapping[str, Trait]]) -> None:
         """``traits`` tells what sets nodes in containers apart, by runner."""
         self._traits = traits
@@ -106,10 +114,11 @@ class Sidecar:
 
     async def _reconcile(self) -> None:
         nodes = self._cluster.nodes()
-        desired = await self._scaler.desired(nodes, self._plan.replicas)
+        traits = self._traits()
+        desired = await self._scaler.desired(nodes, self._plan.replicas, traits)
         before, self._plan = (
             self._plan,
-            place(desired, self._configs, nodes, self._plan.replicas, self._traits()),
+            place(desired, self._configs, nodes, self._plan.replicas, traits),
         )
         self._log_changes(before, desired)
         for node in nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest_asyncio
 from handlers.scale_section import Scale
 from scheduler.autoscaler.placement import Placed, place
 from scheduler.autoscaler.scaler import Scaler
+from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.clock import ManualClock
 from scheduler.cluster_view import NodeView, ReplicaView
 from scheduler.operations import Operations
@@ -22,6 +24,7 @@ from scheduler.stores.sqlite import Store
 from scheduler.task_book import TaskBook
 from scheduler.testing.models import config
 from scheduler.testing.tasks import MODEL, submission
+from tests.waiting import until
 
 CONFIG = config(MODEL, scale=Scale(max=4, use_ratio=0.8), max_batch=1)
 KIND = "cpu"
@@ -46,6 +49,10 @@ class Plant:
 
     def nodes(self) -> Sequence[NodeView]:
         return (NodeView("here", "r1", True, 0, self.replicas, KIND),)
+
+    def on_nodes_changed(self, listener: Any) -> None: ...
+
+    def want(self, runner_id: str, replicas: Any) -> None: ...
 
     async def look(self, times: int = 1, *, is_ready: bool = True) -> int:
         """Every five seconds; how many are wanted after the last one."""
@@ -222,6 +229,26 @@ async def test_what_there_is_no_room_for_is_told(plant: Plant) -> None:
 
     told = (await plant.decisions())[0]
     assert (told.reason, plant.scaler.lacking) == ("no_room", {MODEL: 4})
+
+
+async def test_what_there_is_no_room_for_is_missing_beyond_what_was_planned(plant: Plant) -> None:
+    plant.configs = {MODEL: config(MODEL, scale=Scale(max=4), device_type="gpu", max_batch=1)}
+    plant.restart()
+    await plant.submit(8)
+
+    async def park(*_: str) -> None: ...
+
+    sidecar = Sidecar(plant.configs, plant.scaler, plant, park, plant.clock, reconcile_s=0.001)
+    running = asyncio.create_task(sidecar.run())
+
+    def missing() -> Mapping[str, int]:
+        plant.clock.advance(5)
+        return sidecar.missing
+
+    assert await until(missing, lambda found: found == {MODEL: 4})
+    assert sidecar.plan.missing == {MODEL: 1}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_the_oldest_decisions_go(plant: Plant) -> None:
