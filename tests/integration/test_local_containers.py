@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import yaml
 
-from tests.acceptance.system import ROOT, Plait
+from tests.acceptance.system import ROOT, ControlPlane
 from tests.waiting import wait_for
 
 PROVIDER = {
@@ -26,10 +25,8 @@ PROVIDER = {
 }
 
 
-class Control(Plait):
+class Control(ControlPlane):
     """A control plane alone, with providers."""
-
-    command, ready_path = "control", "/ping"
 
     def __init__(self, folder: Path, replicas: int, **providers: Any) -> None:
         configs = folder / "model_configs"
@@ -49,9 +46,6 @@ class Control(Plait):
             lease_ttl_s="3",
             reconcile_s="0.5",
         )
-
-    def get(self, path: str) -> Any:
-        return requests.get(self.address + path, timeout=5).json()
 
     def up(self, count: int) -> list[Any]:
         """So many containers, each with a ready replica."""
@@ -78,11 +72,6 @@ class Control(Plait):
         path = self.state / "containers" / container["provider"] / container["container"] / "pid"
         return int(path.read_text())
 
-    def submit(self, tokens: int) -> str:
-        body = {"model": "demo", "input": {"prompt": "x", "max_new_tokens": tokens}}
-        answer = requests.post(f"{self.address}/v1/tasks", json=body, timeout=5)
-        return str(answer.json()["task_id"])
-
 
 @pytest.fixture
 def control(tmp_path: Path) -> Iterator[Control]:
@@ -96,8 +85,11 @@ def test_a_container_that_is_killed_is_noted_and_replaced_and_its_work_goes_on(
     control: Control,
 ) -> None:
     first, _ = control.up(2)
-    tasks = [control.submit(200) for _ in range(4)]
-    runners = lambda: {control.get(f"/v1/tasks/{task}")["runner"] for task in tasks}  # noqa: E731  # a look
+    tasks = [control.submit("demo", prompt="x", max_new_tokens=200) for _ in range(4)]
+
+    def runners() -> set[str | None]:
+        return {control.get(f"/v1/tasks/{task}")["runner"] for task in tasks}
+
     wait_for("work in both containers", lambda: len(runners() - {None}) == 2)
 
     os.kill(control.pid(first), signal.SIGKILL)
@@ -105,7 +97,7 @@ def test_a_container_that_is_killed_is_noted_and_replaced_and_its_work_goes_on(
     wait_for("a noted loss", lambda: control.note()["losses"] > 0.9)
     again = control.up(2)
     assert first["key"] not in {container["key"] for container in again}
-    ended = [wait_for(task, lambda task=task: _ended(control, task), 30.0) for task in tasks]
+    ended = [control.wait(task) for task in tasks]
     assert {task["state"] for task in ended} == {"succeeded"}
     assert {task["num_tokens"] for task in ended} == {200}
     assert sum(task["num_lost"] for task in ended) > 0
@@ -132,8 +124,3 @@ def test_where_one_provider_refuses_another_is_asked(tmp_path: Path) -> None:
 def _paused(control: Control) -> Any:
     listed = control.get("/v1/providers")["providers"]
     return next((each for each in listed if each["state"] == "paused"), None)
-
-
-def _ended(control: Control, task_id: str) -> Any:
-    task = control.get(f"/v1/tasks/{task_id}")
-    return task if task["finished_at"] is not None else None
