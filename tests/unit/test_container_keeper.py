@@ -76,7 +76,7 @@ class World:
         self.clock, self.store, self.played = ManualClock(), store, played
         self.nodes: dict[str, NodeView] = {}
         self.sidecar: Any = SimpleNamespace(
-            plan=Plan({}), heed=lambda traits: None, look_again=lambda: None
+            plan=Plan({}), missing={}, heed=lambda traits: None, look_again=lambda: None
         )
         self.config = ProviderConfig("here", "local", 3, idle_s=60.0, start_timeout_s=300.0)
         self.reliance = Reliance()
@@ -102,8 +102,8 @@ class World:
         for _ in range(times):
             self.clock.advance(after_s)
             replicas = {node.runner_id: () for node in self.nodes.values()}
-            counts = {MODEL.name: missing} if missing else {}
-            self.sidecar.plan = Plan(replicas, missing=counts)
+            self.sidecar.plan = Plan(replicas)
+            self.sidecar.missing = {MODEL.name: missing} if missing else {}
             await self.keeper.look()
 
     def connect(self, container: str, *, num_replicas: int = 0) -> None:
