@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from scheduler.moves.base import Outcome, Rules, gather, move
 from scheduler.moves.endings import can_go_on, expire, lose, park
+from scheduler.records import changed
 from scheduler.stores.base import Transaction
 from scheduler.task import Task, TaskState
 
@@ -30,7 +31,13 @@ def end_pauses(tx: Transaction, rules: Rules, now: float, limit: int) -> Outcome
 
 
 def renew_all(tx: Transaction, rules: Rules, now: float) -> Outcome[int]:
-    """Have every live lease end a full term from now, whenever it was to; how many there are."""
+    """Have every live lease end a full term from now, whenever it was to; how many there are.
+
+    Allowances that were last filled up later than now fill up from now on: the clock ran back.
+    """
+    for tenant in tx.tenants():
+        if tenant.allowance_at > now:
+            tx.put_tenant(changed(tenant, allowance_at=now))
     return Outcome(tx.renew_leases(now + rules.lease_ttl_s))
 
 

@@ -24,7 +24,7 @@ class ClockSkew(Check):
 
     name = "clock_skew"
     looks_at = "the store's clock against the monotonic one, machines' clocks against the store's"
-    repair = "every live lease ends a full term from now; machines' own clocks are reported"
+    repair = "leases get a full term and allowances fill up from now; machines' clocks are reported"
     every_s = 1.0
 
     def __init__(self, parts: Parts) -> None:

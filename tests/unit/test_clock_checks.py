@@ -9,8 +9,9 @@ import pytest_asyncio
 
 from scheduler.clock import SteadyClock
 from scheduler.drift import Finding
-from scheduler.errors import StoreUnavailable
+from scheduler.errors import QuotaExceeded, StoreUnavailable
 from scheduler.ids import IdSource
+from scheduler.operations import Operations, TenantChange
 from scheduler.task import TaskState
 from tests.unit.drifting_store import TTL_S, Drifting, Machine, drifting, node
 
@@ -131,6 +132,22 @@ def test_two_control_planes_that_follow_the_same_id_draw_different_ones() -> Non
 
     assert len(set(drawn)) == 200
     assert min(drawn) > newest
+
+
+async def test_an_allowance_fills_up_again_after_the_clock_ran_back(store: Drifting) -> None:
+    operations = Operations(store.book.ledger, store.rules.queue)
+    await operations.set_tenant("ann", TenantChange(cost_per_minute=25))
+    await store.submit()
+    with pytest.raises(QuotaExceeded):
+        await store.submit()
+    store.machine.set_by_s = -HOUR_S
+    await store.found()
+
+    for _ in range(60):
+        store.advance(1.0)
+        await store.reconciliation.look()
+
+    assert (await store.submit()).tenant == "ann"
 
 
 async def test_a_runner_whose_clock_is_off_is_reported(store: Drifting) -> None:

@@ -34,8 +34,9 @@ from scheduler.testing.simulation.tenant import Client
 from scheduler.testing.simulation.witness import FINAL, Witness
 from scheduler.testing.tasks import problems
 
-#: Seconds in which everything must have ended once the faults are over.
-REST_S = 400.0
+#: Seconds in which everything must have ended once the faults are over: twice what the most tasks a
+#: scenario draws take on the one slot that may be left.
+REST_S = 800.0
 #: Seconds between two looks at whether the store adds up.
 AUDIT_S = 8.0
 #: Seconds until a crashed process is started again, at most; mostly, and now and then.
