@@ -63,10 +63,15 @@ class Clients:
             self._living.add(living)
             living.add_done_callback(self._ended)
 
-    async def until_all_ended(self, timeout_s: float) -> None:
-        """Wait until every client knows the end of its task, or give up."""
-        if self._living:
-            await asyncio.wait(list(self._living), timeout=timeout_s)
+    async def until_all_ended(self, patience_s: float) -> None:
+        """Wait until every client knows the end of its task, or until for ``patience_s`` none has
+        come to know it."""
+        while self._living:
+            ended, _ = await asyncio.wait(
+                self._living, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not ended:
+                return
 
     async def close(self) -> None:
         for living in list(self._living):

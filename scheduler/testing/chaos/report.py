@@ -19,8 +19,9 @@ import psutil
 from scheduler.testing.chaos.history import Fault, History, Read, Refused, Sample, Seen, Sent
 from scheduler.testing.chaos.recovery import figures, middle_and_tail
 
-BEGIN: Final = "<!-- written by make chaos: begin -->"
-END: Final = "<!-- written by make chaos: end -->"
+#: Between these, with the name of what is kept, a page has the tables.
+BEGIN: Final = "<!-- {} written by make chaos: begin -->"
+END: Final = "<!-- {} written by make chaos: end -->"
 #: Seconds that one point of the picture stands for.
 BUCKET_S: Final = 5.0
 
@@ -142,17 +143,24 @@ def _pair(pair: Sequence[float] | None, form: str = "{:.1f}", unit: str = " s") 
 
 
 def keep(document: Mapping[str, Any], folder: Path, name: str) -> None:
-    """Write ``<name>.json`` and ``<name>.svg``, and the tables into ``<name>.md``, if any."""
+    """Write ``<name>.json`` and ``<name>.svg``, and the tables into the pages that want them."""
     from scheduler.testing.chaos.picture import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(_to_json(document), "utf-8")
     draw(document, folder / f"{name}.svg")
-    page = folder / f"{name}.md"
-    if page.exists():
-        before, _, rest = page.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(f"{before}{BEGIN}\n\n{tables(document)}\n{END}{after}", "utf-8")
+    for page in folder.glob("*.md"):
+        text = page.read_text("utf-8")
+        if BEGIN.format(name) in text:
+            page.write_text(with_tables(text, document, name), "utf-8")
+
+
+def with_tables(page: str, document: Mapping[str, Any], name: str) -> str:
+    """The page with the tables of ``document`` in the place of what was there."""
+    begin, end = BEGIN.format(name), END.format(name)
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{tables(document)}\n{end}{after}"
 
 
 def _to_json(document: Mapping[str, Any]) -> str:

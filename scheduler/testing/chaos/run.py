@@ -20,8 +20,9 @@ from scheduler.testing.chaos.stored import read_diary, read_store
 
 #: Seconds for everything to be up at first.
 _START_WITHIN_S: Final = 300.0
-#: Seconds after the last fault within which every client knows the end of its task.
-SETTLE_WITHIN_S: Final = 240.0
+#: Seconds without the end of any task after which the rest is given up, once nothing disturbs
+#: them any more.
+_PATIENCE_S: Final = 120.0
 _SAMPLE_S: Final = 1.0
 _LOOK_TIMEOUT: Final = aiohttp.ClientTimeout(total=2.0)
 
@@ -64,7 +65,7 @@ class Run:
         clients = Clients(address, history, self._scenario.seed, "reference-")
         try:
             await clients.run(self._scenario.references)
-            await clients.until_all_ended(SETTLE_WITHIN_S)
+            await clients.until_all_ended(_PATIENCE_S)
         finally:
             await clients.close()
         length_s = history.now()
@@ -84,7 +85,7 @@ class Run:
                 for planned in self._scenario.faults:
                     group.create_task(self._strike(planned))
             self._tell(f"{clients.num_unfinished} tasks are left; nothing disturbs them any more")
-            await clients.until_all_ended(SETTLE_WITHIN_S)
+            await clients.until_all_ended(_PATIENCE_S)
         finally:
             sampling.cancel()
             await asyncio.gather(sampling, return_exceptions=True)
