@@ -14,6 +14,8 @@ def draw(document: Mapping[str, Any], picture: Path) -> None:
     mpl.use("svg")
     # So that a picture of the same data is the same file.
     mpl.rcParams["svg.hashsalt"] = "plait"
+    # Text as text: the letters drawn as curves would be most of the file.
+    mpl.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
     series, bucket_s = document["series"], document["bucket_s"]
@@ -31,7 +33,7 @@ def draw(document: Mapping[str, Any], picture: Path) -> None:
     connected = _known(series["runners_connected"])
     up.step(minutes, connected, where="post", label="runners connected", linewidth=1)
     up.step(minutes, _known(series["replicas_ready"]), where="post", label="replicas ready", lw=1)
-    up.set_ylabel("of 3" if document["nodes"] == 3 else "count")
+    up.set_ylabel(f"of {document['nodes']}")
     _draw_faults(faults, document["faults"])
     for axes in (work, waiting, up):
         _shade(axes, minutes, series["control_plane_up"], bucket_s / 60)
