@@ -47,10 +47,10 @@ def kept() -> History:
         Unregistered(1.0, "node-1", "demo__r0", 0),
     ]
     stored = Stored(
-        [StoredTask("t", "ann", "k", "succeeded", 2, 2, 3, 8, "length", None)],
+        [StoredTask("t", "ann", "k", "succeeded", 2, 3, None)],
         [
-            StoredAttempt("t", 1, 1, "r1", 0.2, 0.4, "lost", "", 0),
-            StoredAttempt("t", 2, 2, "r2", 0.5, 0.9, "succeeded", "", 1),
+            StoredAttempt("t", 1, 0.4, "lost"),
+            StoredAttempt("t", 2, 0.9, "succeeded"),
         ],
         [StoredChunk("t", seq, (seq,), "abc"[seq]) for seq in range(3)],
     )

@@ -38,32 +38,32 @@ def story(*faults: Fault) -> History:
 
 
 def test_a_fault_of_a_node_hits_what_runs_there() -> None:
-    [hit] = hits(story(Fault(2.0, 3.0, 0, "runner killed", "node-1")))
+    [hit] = hits(story(Fault(2.0, 3.0, "runner killed", "node-1")))
 
     assert (hit.detection_s, hit.next_token_s, hit.after_end_s) == (0.5, 2.0, 1.0)
     assert hit.num_recomputed == 1
 
 
 def test_a_fault_of_another_node_hits_nobody() -> None:
-    assert hits(story(Fault(2.0, 3.0, 0, "runner killed", "node-2"))) == []
+    assert hits(story(Fault(2.0, 3.0, "runner killed", "node-2"))) == []
 
 
 def test_a_fault_of_the_control_plane_is_noticed_by_the_stream_that_breaks() -> None:
-    [hit] = hits(story(Fault(4.25, 4.25, 0, "control plane killed", "control")))
+    [hit] = hits(story(Fault(4.25, 4.25, "control plane killed", "control")))
 
     assert (hit.detection_s, hit.next_token_s) == (0.25, 0.75)
 
 
 def test_the_end_of_a_task_is_no_detection() -> None:
-    [hit] = hits(story(Fault(5.25, 5.25, 0, "runner killed", "node-2")))
+    [hit] = hits(story(Fault(5.25, 5.25, "runner killed", "node-2")))
 
     assert hit.detection_s is None
     assert hit.next_token_s is None
 
 
 def test_tokens_are_counted_to_the_last_fault_before_they_were_computed_again() -> None:
-    early = Fault(1.2, 1.2, 0, "first", "node-1")
-    late = Fault(2.0, 2.0, 1, "second", "node-1")
+    early = Fault(1.2, 1.2, "first", "node-1")
+    late = Fault(2.0, 2.0, "second", "node-1")
 
     assert [(hit.kind, hit.num_recomputed) for hit in hits(story(early, late))] == [
         ("first", 0),
@@ -72,7 +72,7 @@ def test_tokens_are_counted_to_the_last_fault_before_they_were_computed_again() 
 
 
 def test_figures_are_by_kind_and_name_what_hit_nothing() -> None:
-    faults = [Fault(2.0, 3.0, 0, "b", "node-1"), Fault(2.0, 2.0, 1, "a", "node-2")]
+    faults = [Fault(2.0, 3.0, "b", "node-1"), Fault(2.0, 2.0, "a", "node-2")]
 
     none, some = figures(story(*faults))
 

@@ -11,12 +11,12 @@ def history() -> History:
     run.records = [
         Sent(1.0, "k", "ann", {"seed": 1, "max_new_tokens": 3}),
         Seen(4.0, "k", "t", "succeeded", 1, None, True),
-        Fault(2.0, 3.0, 0, "runner killed", "node-1"),
-        Sample(0.5, 3, 3, 0, 0, 3, True),
-        Sample(1.5, None, None, None, None, 2, False),
-        Sample(BUCKET_S + 0.5, 2, 2, 4, 1, 3, True),
+        Fault(2.0, 3.0, "runner killed", "node-1"),
+        Sample(0.5, 3, 3, 0, 0, 3),
+        Sample(1.5, None, None, None, None, 2),
+        Sample(BUCKET_S + 0.5, 2, 2, 4, 1, 3),
     ]
-    run.stored.tasks.append(StoredTask("t", "ann", "k", "succeeded", 1, 1, 3, 8, "length", None))
+    run.stored.tasks.append(StoredTask("t", "ann", "k", "succeeded", 1, 3, None))
     return run
 
 

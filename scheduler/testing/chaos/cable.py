@@ -57,6 +57,10 @@ class Cable:
             _reset(connection.far)
         return len(connections)
 
+    @property
+    def is_stalled(self) -> bool:
+        return not self._flows.is_set()
+
     def stall(self) -> None:
         """Let nothing pass until :meth:`flow`."""
         self._flows.clear()

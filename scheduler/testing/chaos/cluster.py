@@ -87,9 +87,6 @@ class Cluster:
         for cable in (self.front, *(node.cable for node in self.nodes)):
             await cable.close()
 
-    def has_control(self) -> bool:
-        return is_running(self.control.find("itself"))
-
     def num_whole_nodes(self) -> int:
         return sum(node.is_whole() for node in self.nodes)
 

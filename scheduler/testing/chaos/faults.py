@@ -29,6 +29,7 @@ EVERY_NODE: Final = "every node"
 CONTROL: Final = "control"
 CLIENTS: Final = "clients"
 STORE: Final = "store"
+ALL_NODES: Final = "all nodes"
 
 
 class Missed(Exception):
@@ -76,6 +77,20 @@ def _gone(cluster: Cluster, target: str, _: float) -> Iterator[None]:
 
 
 @contextmanager
+def _all_gone(cluster: Cluster, _target: str, amount: float) -> Iterator[None]:
+    """Whoever lent the nodes has taken all of them back at once."""
+    with contextlib.ExitStack() as stack:
+        num_gone = 0
+        for node in cluster.nodes:
+            with contextlib.suppress(Missed):
+                stack.enter_context(_gone(cluster, node.name, amount))
+                num_gone += 1
+        if not num_gone:
+            raise Missed("no node is there")
+        yield
+
+
+@contextmanager
 def _stopped(role: str, cluster: Cluster, target: str, _: float) -> Iterator[None]:
     process = _find(cluster, target, role)
     if process.status() == psutil.STATUS_STOPPED:
@@ -114,6 +129,8 @@ def _half_open(cluster: Cluster, target: str, _: float) -> Iterator[None]:
 @contextmanager
 def _stalled(cluster: Cluster, target: str, _: float) -> Iterator[None]:
     cable = _cable(cluster, target)
+    if cable.is_stalled:
+        raise Missed(f"{target} is stalled already")
     cable.stall()
     try:
         yield
@@ -124,6 +141,8 @@ def _stalled(cluster: Cluster, target: str, _: float) -> Iterator[None]:
 @contextmanager
 def _delayed(cluster: Cluster, target: str, amount: float) -> Iterator[None]:
     cable = _cable(cluster, target)
+    if cable.delay_s:
+        raise Missed(f"{target} is delayed already")
     cable.delay_s = 0.05 + 0.45 * amount
     try:
         yield
@@ -231,6 +250,7 @@ KINDS: Final[dict[str, Kind]] = {
     "workers killed": Kind(_worker_killed, EVERY_NODE, 6),
     "supervisor killed": Kind(partial(_killed, "itself"), EVERY_NODE, 5),
     "node gone": Kind(_gone, EVERY_NODE, 2, 5, 30),
+    "every node gone": Kind(_all_gone, ALL_NODES, 1, 3, 12),
     "runner stopped": Kind(partial(_stopped, "runner"), EVERY_NODE, 6, 1, 15),
     "model server stopped": Kind(partial(_stopped, "model server"), EVERY_NODE, 6, 1, 15),
     "supervisor stopped": Kind(partial(_stopped, "itself"), EVERY_NODE, 3, 1, 10),

@@ -99,7 +99,6 @@ class Fault:
 
     at: float
     until: float
-    number: int
     kind: str
     target: str
 
@@ -137,8 +136,6 @@ class Sample:
     num_in_flight: int | None
     #: Nodes of which every process runs.
     num_whole_nodes: int
-    #: Whether the control plane's process runs.
-    has_control: bool
 
 
 Record = (
@@ -156,10 +153,7 @@ class StoredTask:
     key: str | None
     state: str
     fence: int
-    attempt: int
     num_chunks: int
-    charged_cost: int
-    finish_reason: str | None
     error: str | None
 
 
@@ -168,15 +162,10 @@ class StoredAttempt:
     """An attempt as the store holds it at the end."""
 
     task_id: str
-    number: int
     fence: int
-    runner: str
-    #: Seconds since the epoch, by a clock that faults may have turned.
-    started_at: float
+    #: Seconds since the epoch, by a clock that faults may have turned; None: it never ended.
     ended_at: float | None
     outcome: str
-    reason: str
-    num_tokens_before: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,6 @@ class Run:
         await self._until(planned.at_s)
         strike = self._kinds[planned.kind].strike
         began = self.history.now()
-        number = sum(isinstance(record, Fault) for record in self.history.records)
         try:
             with strike(self._cluster, planned.target, planned.amount):
                 await asyncio.sleep(planned.duration_s)
@@ -104,7 +103,7 @@ class Run:
             self._tell(f"{began:6.1f} s  {planned.kind}, {planned.target}: missed, {missed}")
             return
         now = self.history.now()
-        self.history.add(Fault(began, now, number, planned.kind, planned.target))
+        self.history.add(Fault(began, now, planned.kind, planned.target))
         self._tell(f"{began:6.1f} s  {planned.kind}, {planned.target}, {now - began:.1f} s")
 
     async def _rescale(self, session: aiohttp.ClientSession) -> None:
@@ -148,7 +147,6 @@ class Run:
     async def _sample(self, session: aiohttp.ClientSession) -> None:
         while True:
             at = self.history.now()
-            has_control = self._cluster.has_control()
             num_whole = self._cluster.num_whole_nodes()
             model = await self._call(session, "GET", f"/v1/models/{MODEL}")
             workers = await self._call(session, "GET", "/v1/workers")
@@ -162,7 +160,6 @@ class Run:
                     model and model["queued"],
                     in_flight,
                     num_whole,
-                    has_control,
                 )
             )
             await asyncio.sleep(max(0.0, at + _SAMPLE_S - self.history.now()))

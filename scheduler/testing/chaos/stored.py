@@ -22,13 +22,11 @@ def read_store(path: Path) -> Stored:
     """Everything in the store; nobody else may have it open."""
     with closing(sqlite3.connect(path)) as store:
         tasks = store.execute(
-            "SELECT id, tenant, idempotency_key, state, fence, attempt, num_chunks, charged_cost,"
-            " json_extract(result, '$.finish_reason'), json_extract(error, '$.message')"
-            " FROM tasks ORDER BY id"
+            "SELECT id, tenant, idempotency_key, state, fence, num_chunks,"
+            " json_extract(error, '$.message') FROM tasks ORDER BY id"
         )
         attempts = store.execute(
-            "SELECT task_id, number, fence, runner, started_at, ended_at, outcome, reason,"
-            " num_tokens_before FROM attempts ORDER BY task_id, number"
+            "SELECT task_id, fence, ended_at, outcome FROM attempts ORDER BY task_id, number"
         )
         chunks = store.execute(
             "SELECT task_id, seq, token_ids, text FROM journal ORDER BY task_id, seq"
