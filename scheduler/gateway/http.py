@@ -101,8 +101,8 @@ async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         return _http_error(request, error)
     except ConnectionResetError:
-        # The client has left in the middle of its answer: there is nobody to tell.
-        raise
+        # The client has left in the middle of its answer: nobody reads this one either.
+        return web.Response()
     # Whatever comes up, the client is answered in JSON; what nobody foresaw is logged.
     except Exception as error:
         problem = describe(error)

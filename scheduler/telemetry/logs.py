@@ -23,6 +23,9 @@ class Output:
         self.num_lost = 0
 
     def write(self, line: str) -> None:
+        if self.num_lost:
+            # What was lost may have been written in part.
+            line = "\n" + line
         try:
             self._stream.write(line)
             self._stream.flush()

@@ -28,7 +28,7 @@ async def guarded(error: Exception) -> web.StreamResponse:
 
 
 async def test_a_client_that_leaves_in_the_middle_is_no_error_of_ours() -> None:
-    with capture_logs() as logs, pytest.raises(ClientConnectionResetError):
+    with capture_logs() as logs:
         await guarded(ClientConnectionResetError("Cannot write to closing transport"))
 
     assert logs == []
