@@ -34,6 +34,10 @@ DEFAULT_PREFILL_CHUNK: Final = 128
 DEFAULT_GAP_FACTOR: Final = 2.0
 
 
+#: Sources whose files a machine has to fetch.
+REMOTE_KINDS: Final = ("hub", "http", "s3")
+
+
 class ModelConfigError(ValueError):
     """A model's YAML cannot be used; the text has one line per problem."""
 
@@ -46,14 +50,23 @@ class ModelConfigError(ValueError):
 class Source:
     """Where the weights come from: exactly one kind."""
 
-    #: "folder", "hub" or "package".
+    #: "folder", "hub", "http", "s3" or "package".
     kind: str
-    #: A folder (absolute once loaded), a hub id, or the name of an importable package.
+    #: A folder (absolute once loaded), a hub id, a URL, or the name of an importable package.
     location: str
     #: Hub revision; None: the newest.
     revision: str | None = None
     #: Folder inside the package that holds the model; empty: the package itself.
     subfolder: str = ""
+    #: Whether a folder is copied to the machine that runs the model, instead of read in place.
+    is_copied: bool = False
+    #: SHA-256 of the manifest beside the files; empty: any, or none.
+    manifest_sha256: str = ""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a machine has to fetch the files before it can load them."""
+        return self.kind in REMOTE_KINDS or self.is_copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +274,19 @@ def _build(value: dict[str, Any], path: Path) -> ModelConfig:
     )
 
 
-def _source(given: dict[str, str], path: Path) -> Source:
-    kind = next(kind for kind in ("folder", "hub", "package") if kind in given)
+def _source(given: dict[str, Any], path: Path) -> Source:
+    kind = next(kind for kind in model_schema.SOURCE_KINDS if kind in given)
     location = given[kind]
     if kind == "folder":
         location = str(_folder(Path(location).expanduser(), path.absolute().parent))
-    return Source(kind, location, given.get("revision"), given.get("subfolder", ""))
+    return Source(
+        kind,
+        location,
+        given.get("revision"),
+        given.get("subfolder", ""),
+        given.get("copy", False),
+        given.get("manifest_sha256", ""),
+    )
 
 
 def _folder(folder: Path, beside: Path) -> Path:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from handlers.value_checks import (
     Check,
     auto_or,
+    beginning,
     boolean,
     device_ids,
     exactly,
@@ -27,6 +28,7 @@ from handlers.value_checks import (
     number_between,
     number_from,
     one_of,
+    sha256,
     show,
     size,
     text,
@@ -156,9 +158,24 @@ SCALE_KEYS: Final[Mapping[str, Check]] = {
 SOURCE_KEYS: Final[Mapping[str, Check]] = {
     "folder": text,
     "hub": text,
+    "http": beginning("http://", "https://"),
+    "s3": beginning("s3://"),
     "package": text,
     "revision": text,
     "subfolder": text,
+    "copy": boolean,
+    "manifest_sha256": sha256,
+}
+
+#: The places that weights can be in, of which a model has one.
+SOURCE_KINDS: Final = ("folder", "hub", "http", "s3", "package")
+
+#: Keys of a source, and the kinds that they count with.
+_KINDS_OF_KEY: Final[Mapping[str, tuple[str, ...]]] = {
+    "revision": ("hub",),
+    "subfolder": ("package",),
+    "copy": ("folder",),
+    "manifest_sha256": ("folder", "http", "s3"),
 }
 
 #: The sections, and the keys they cannot do without.
@@ -294,14 +311,17 @@ def _source_rules(_: Mapping[str, Any], good: Good, __: Collection[str]) -> Iter
     if source is None:
         return
     path = ("plait", "source")
-    kinds = [kind for kind in ("folder", "hub", "package") if kind in source]
+    kinds = [kind for kind in SOURCE_KINDS if kind in source]
     if len(kinds) != 1:
-        given = " and ".join(kinds) or "none"
-        yield Problem(path, f"needs exactly one of: folder, hub, package; it has {given}")
+        given, allowed = " and ".join(kinds) or "none", ", ".join(SOURCE_KINDS)
+        yield Problem(path, f"needs exactly one of: {allowed}; it has {given}")
         return
-    for key, kind in (("revision", "hub"), ("subfolder", "package")):
-        if key in source and kinds != [kind]:
-            yield Problem((*path, key), f"counts with {kind} only, not with {kinds[0]}")
+    for key, where in _KINDS_OF_KEY.items():
+        if key in source and kinds[0] not in where:
+            said = " and ".join(where)
+            yield Problem((*path, key), f"counts with {said} only, not with {kinds[0]}")
+    if "manifest_sha256" in source and kinds == ["folder"] and source.get("copy") is not True:
+        yield Problem((*path, "manifest_sha256"), "counts with copy: true only, of a folder")
 
 
 def _engine_rules(_: Mapping[str, Any], good: Good, engines: Collection[str]) -> Iterator[Problem]:

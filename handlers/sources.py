@@ -42,7 +42,13 @@ def resolve_source(config: ModelConfig) -> Path:
     Raises:
         SourceNotFound: there is no such folder, package or repository, or it cannot be fetched.
     """
-    find = {"folder": _find_folder, "package": _find_package, "hub": _find_hub}
+    find = {
+        "folder": _find_folder,
+        "package": _find_package,
+        "hub": _find_hub,
+        "http": _find_nowhere,
+        "s3": _find_nowhere,
+    }
     folder = find[config.source.kind](config.name, config.source)
     if not (folder / "config.json").is_file():
         raise SourceNotFound(
@@ -78,6 +84,14 @@ def _find_package(model: str, source: Source) -> Path:
     if found is None:
         raise SourceNotFound(model, f"the package {name!r} has no folder {source.subfolder!r}")
     return found
+
+
+def _find_nowhere(model: str, source: Source) -> Path:
+    raise SourceNotFound(
+        model,
+        f"{source.location} is fetched by Plait before a worker starts: serve the model with "
+        "`plait up` or `plait node`, or fetch it with `plait download` and give its folder",
+    )
 
 
 def _find_hub(model: str, source: Source) -> Path:

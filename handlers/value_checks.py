@@ -57,6 +57,23 @@ def text(value: object) -> str | None:
     return None if isinstance(value, str) and value.strip() else "must be a text"
 
 
+def beginning(*starts: str) -> Check:
+    said = " or ".join(starts)
+
+    def check(value: object) -> str | None:
+        good = isinstance(value, str) and any(
+            value.startswith(start) and len(value) > len(start) for start in starts
+        )
+        return None if good else f"must be a text that begins with {said}"
+
+    return check
+
+
+def sha256(value: object) -> str | None:
+    good = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+    return None if good else "must be a sha256: 64 of 0-9 and a-f, in quotes"
+
+
 def mapping(value: object) -> str | None:
     return None if isinstance(value, dict) else "must be a section with keys of its own"
 

@@ -23,9 +23,12 @@ from handlers.model_config import ModelConfig, ModelConfigError
 from scheduler import provider_config, startup
 from scheduler.clock import SystemClock
 from scheduler.control_plane import open_control
+from scheduler.downloader.cache import Cache
+from scheduler.downloader.fetcher import Fetcher, Limits
 from scheduler.errors import StartupError
 from scheduler.runner import devices
 from scheduler.runner.service import Identity, Runner, load_runner_id
+from scheduler.runner.weights import Weights
 from scheduler.settings import PREFIX, Settings, without_secrets
 from scheduler.supervisor import Program, Supervisor
 from scheduler.telemetry import logs
@@ -261,7 +264,54 @@ async def _runner(
         stack.push_async_callback(management.close)
         target = settings.runner_target
         store = settings.model_store.absolute()
-        yield [Runner(identity, target, inference, management, configs, store, clock).run()]
+        cache = open_cache(settings)
+        fetcher = Fetcher(cache, clock, limits(settings))
+        ahead = _prefetched(settings)
+        weights = Weights(fetcher, cache, configs, identity.runner_id, clock, ahead)
+        runner = Runner(
+            identity, target, inference, management, configs, store, clock, weights=weights
+        )
+        yield [runner.run(), fetcher.run()]
+
+
+def open_cache(settings: Settings) -> Cache:
+    """The folder of fetched files.
+
+    Raises:
+        StartupError: it cannot be made.
+    """
+    cache = Cache(settings.weights.absolute())
+    try:
+        cache.open()
+    except OSError as error:
+        raise StartupError(
+            f"cannot write to {settings.weights} (PLAIT_WEIGHTS): {error}"
+        ) from error
+    return cache
+
+
+def _prefetched(settings: Settings) -> tuple[str, ...]:
+    """The models to fetch before they are needed.
+
+    Raises:
+        StartupError: one of them is not served here.
+    """
+    if settings.prefetch == ("all",):
+        return settings.models
+    if unknown := set(settings.prefetch) - set(settings.models):
+        served = ", ".join(settings.models)
+        raise StartupError(f"PLAIT_PREFETCH names {sorted(unknown)[0]!r}; served are: {served}")
+    return settings.prefetch
+
+
+def limits(settings: Settings) -> Limits:
+    """What a process may take for downloads."""
+    return Limits(
+        settings.download_connections,
+        settings.download_bytes_per_s,
+        settings.weights_bytes,
+        settings.min_free_disk_bytes,
+    )
 
 
 async def _until_stopped(

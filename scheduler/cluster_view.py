@@ -39,6 +39,21 @@ class ReplicaView:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldingView:
+    """What a node has of a model's files, of one that has to be fetched."""
+
+    model: str
+    #: "absent", "fetching", "held" or "failed".
+    state: str
+    held_bytes: int
+    #: 0: not known yet.
+    total_bytes: int
+    bytes_per_s: float = 0.0
+    #: For a person; empty when there is nothing to say.
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """One machine with its runner."""
 
@@ -55,6 +70,8 @@ class NodeView:
     container: str = ""
     #: Seconds that its machine's clock is ahead of the store's; None: it did not say.
     clock_skew_s: float | None = None
+    #: Of the models whose files have to be fetched; others need none.
+    holdings: tuple[HoldingView, ...] = ()
 
 
 class Cluster(Protocol):

@@ -52,6 +52,27 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("demo",), description="Models to serve: names of files in model_configs, comma separated."
     )
+    weights: Path = Field(
+        Path(".plait/weights"),
+        description="Folder that fetched models' files are kept in; processes of a machine share "
+        "one.",
+    )
+    weights_bytes: int = Field(
+        0,
+        ge=0,
+        description="Bytes that folder may hold; 0: as many as its disk, less those kept free.",
+    )
+    prefetch: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Models a runner fetches before a replica needs them, comma separated; "
+        "all: all it serves.",
+    )
+    download_connections: int = Field(
+        8, ge=1, le=64, description="Connections over which files are fetched, together."
+    )
+    download_bytes_per_s: float = Field(
+        0.0, ge=0, description="Most bytes a second a process fetches; 0: as many as come."
+    )
     torchserve_config: Path = Field(
         Path("config.properties"), description="TorchServe's settings, ports excepted."
     )
@@ -139,7 +160,7 @@ class Settings(BaseSettings):
         description="Least level that is logged: debug, info, warning or error.",
     )
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "prefetch", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

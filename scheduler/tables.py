@@ -197,6 +197,28 @@ def worker_table(listing: Any) -> Table:
     return table
 
 
+def download_table(listing: Any) -> Table:
+    """What each node has of the models that have to be fetched."""
+    table = _table("NODE", "MODEL", "STATE", "HERE", "OF", "MB/S", "DETAIL")
+    for node in listing["nodes"]:
+        for each in node["holdings"]:
+            total = _gigabytes(each["total_bytes"]) if each["total_bytes"] else "-"
+            table.add_row(
+                node["node"],
+                each["model"],
+                each["state"],
+                _gigabytes(each["held_bytes"]),
+                total,
+                f"{each['bytes_per_s'] / 1e6:.1f}" if each["bytes_per_s"] else "-",
+                each["detail"],
+            )
+    return table
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
+
+
 def stage_table(listing: Any) -> Table:
     """What each replica's engine tells of its pipeline; replicas that tell nothing are left out."""
     table = _table("REPLICA", "EPOCH", "STAGES", "CUTS", "STEP", "BUBBLE", "BLOCKS", "FAULTS")

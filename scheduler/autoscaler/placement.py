@@ -2,15 +2,17 @@
 
 What runs stays where it is. A replica too many goes: first one that is on its way out already, then
 one that is not ready, then the one in the dearest container, then the one with the least in flight,
-then the highest index. A new one goes to the node with the fewest of its model that has enough
-devices free, under the lowest index nobody uses. A replica that is on its way out holds its name
-and its devices until it is gone, so no two workers ever share a device.
+then the highest index. Of the nodes that have enough devices free a new one goes to the one that
+has most of the model's files, and of several to the one with the fewest of its model, under the
+lowest index nobody uses. A replica that is on its way out holds its name and its devices until it
+is gone, so no two workers ever share a device.
 
 Pure: nodes as they were seen and counts as they are wanted go in, a plan comes out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -181,7 +183,7 @@ def _add(config: ModelConfig, cluster: Sequence[_Node]) -> bool:
     fit = [n for n in _candidates(config, cluster) if len(n.free(config)) >= needed]
     if not fit:
         return False
-    node = min(fit, key=lambda n: _dearness(n, config.name))
+    node = min(fit, key=lambda n: _dearness(n, config))
     used = {name for each in cluster for name in (*each.present, *each.wanted)}
     index = 0
     while (name := replica_name(config.name, index)) in used:
@@ -192,10 +194,22 @@ def _add(config: ModelConfig, cluster: Sequence[_Node]) -> bool:
     return True
 
 
-def _dearness(node: _Node, model: str) -> tuple[int, float, int, str]:
-    """Sorts where to add a replica first."""
-    count = sum(placed.model == model for placed in node.wanted.values())
-    return count, node.trait.rank, len(node.wanted), node.view.runner_id
+def _dearness(node: _Node, config: ModelConfig) -> tuple[float, int, float, int, str]:
+    """Sorts where to add a replica first; to fetch files takes longer than to share a machine."""
+    missing = 1.0 - _held_ratio(config, node.view)
+    count = sum(placed.model == config.name for placed in node.wanted.values())
+    return missing, count, node.trait.rank, len(node.wanted), node.view.runner_id
+
+
+def _held_ratio(config: ModelConfig, node: NodeView) -> float:
+    """The share of a model's files that a node has; in tenths, so that a download that goes on
+    does not outweigh everything else."""
+    if not config.source.is_remote:
+        return 1.0
+    held = next((each for each in node.holdings if each.model == config.name), None)
+    if held is None or not held.total_bytes:
+        return 0.0
+    return math.floor(10 * held.held_bytes / held.total_bytes) / 10
 
 
 def _candidates(config: ModelConfig, cluster: Sequence[_Node]) -> list[_Node]:

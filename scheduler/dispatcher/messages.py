@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import grpc
 
-from scheduler.cluster_view import ReplicaView
+from scheduler.cluster_view import HoldingView, ReplicaView
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc.logprobs import from_messages
 from scheduler.task import Grant, JournalChunk, TaskError
@@ -46,6 +46,21 @@ def replica_views(replicas: Iterable[pb.Replica]) -> list[ReplicaView]:
         )
         for replica in replicas
     ]
+
+
+def holding_views(holdings: Iterable[pb.Holding]) -> tuple[HoldingView, ...]:
+    """What a runner has of models' files, as values."""
+    return tuple(
+        HoldingView(
+            model=holding.model,
+            state=pb.Holding.State.Name(holding.state).lower(),
+            held_bytes=holding.held_bytes,
+            total_bytes=holding.total_bytes,
+            bytes_per_s=holding.bytes_per_s,
+            detail=holding.detail,
+        )
+        for holding in holdings
+    )
 
 
 def _engine(text: str) -> Mapping[str, Any] | None:

@@ -207,6 +207,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
             hello.provider,
             hello.container,
         )
+        self._sessions.holds(hello.runner_id, messages.holding_views(hello.holdings))
         log.info(
             "runner_welcomed",
             runner=hello.runner_id,
@@ -270,6 +271,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         if heartbeat.sent_at:
             ahead_s = heartbeat.sent_at - self._clock.now()
             self._sessions.told_the_time(link.runner_id, ahead_s)
+        self._sessions.holds(link.runner_id, messages.holding_views(heartbeat.holdings))
         for model in changed:
             self._granting.awaken(model)
         if changed:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from scheduler.cluster_view import READY, NodeView, ReplicaView
+from scheduler.cluster_view import READY, HoldingView, NodeView, ReplicaView
 from scheduler.dispatcher.course import Course
 
 #: Heartbeats of a runner by which its clock is judged.
@@ -69,6 +69,7 @@ class _Runner:
     device_kind: str = ""
     #: Those that are not finished.
     leases: dict[LeaseKey, _Lease] = field(default_factory=dict)
+    holdings: tuple[HoldingView, ...] = ()
     #: When its stream broke; None while it is open.
     lost_at: float | None = None
     #: The container it is in; empty: none.
@@ -162,6 +163,11 @@ class Sessions:
         """A heartbeat of a runner came whose clock was so far ahead of ours."""
         if (runner := self._runners.get(runner_id)) is not None:
             runner.ahead_s.append(ahead_s)
+
+    def holds(self, runner_id: str, holdings: tuple[HoldingView, ...]) -> None:
+        """What a runner has of models' files now."""
+        if (runner := self._runners.get(runner_id)) is not None:
+            runner.holdings = holdings
 
     def leased(self, slot: Slot, lease: LeaseKey) -> bool:
         """Note a lease that was claimed for a slot; False when that session is no longer there, or
@@ -274,4 +280,5 @@ def _view(runner: _Runner) -> NodeView:
         runner.container,
         # A heartbeat that was under way for a while makes a clock seem behind: the swiftest counts.
         max(runner.ahead_s, default=None),
+        runner.holdings,
     )

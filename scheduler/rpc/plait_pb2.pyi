@@ -22,7 +22,7 @@ class RunnerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "device_kind", "held", "replicas", "provider", "container")
+    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "device_kind", "held", "replicas", "provider", "container", "holdings")
     RUNNER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class Hello(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     runner_id: str
     session_id: str
     node: str
@@ -43,7 +44,36 @@ class Hello(_message.Message):
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
     provider: str
     container: str
-    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., provider: _Optional[str] = ..., container: _Optional[str] = ...) -> None: ...
+    holdings: _containers.RepeatedCompositeFieldContainer[Holding]
+    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., provider: _Optional[str] = ..., container: _Optional[str] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
+
+class Holding(_message.Message):
+    __slots__ = ("model", "state", "held_bytes", "total_bytes", "bytes_per_s", "detail")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[Holding.State]
+        ABSENT: _ClassVar[Holding.State]
+        FETCHING: _ClassVar[Holding.State]
+        HELD: _ClassVar[Holding.State]
+        FAILED: _ClassVar[Holding.State]
+    UNKNOWN: Holding.State
+    ABSENT: Holding.State
+    FETCHING: Holding.State
+    HELD: Holding.State
+    FAILED: Holding.State
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    HELD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    state: Holding.State
+    held_bytes: int
+    total_bytes: int
+    bytes_per_s: float
+    detail: str
+    def __init__(self, model: _Optional[str] = ..., state: _Optional[_Union[Holding.State, str]] = ..., held_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., bytes_per_s: _Optional[float] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class HeldLease(_message.Message):
     __slots__ = ("task_id", "fence")
@@ -86,14 +116,16 @@ class Replica(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[Replica.State, str]] = ..., capacity: _Optional[int] = ..., in_flight: _Optional[int] = ..., device_ids: _Optional[_Iterable[int]] = ..., detail: _Optional[str] = ..., engine_json: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("held", "replicas", "sent_at")
+    __slots__ = ("held", "replicas", "sent_at", "holdings")
     HELD_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     SENT_AT_FIELD_NUMBER: _ClassVar[int]
+    HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     held: _containers.RepeatedCompositeFieldContainer[HeldLease]
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
     sent_at: float
-    def __init__(self, held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., sent_at: _Optional[float] = ...) -> None: ...
+    holdings: _containers.RepeatedCompositeFieldContainer[Holding]
+    def __init__(self, held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., sent_at: _Optional[float] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("task_id", "fence", "seq", "token_ids", "text", "index", "logprobs")

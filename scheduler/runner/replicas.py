@@ -27,6 +27,7 @@ from scheduler.errors import Unavailable
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.runner.engine_status import forget_status, read_status
 from scheduler.runner.reconcile import Action, State, Verdict, Wanted, decide
+from scheduler.runner.weights import Weights, say
 from scheduler.torchserve.archive import ArchiveError, build_replica, parse_replica_name
 from scheduler.torchserve.management import Description, Management, ManagementError
 
@@ -96,13 +97,16 @@ class Replicas:
         listeners: Listeners,
         *,
         poll_s: float = 1.0,
+        weights: Weights | None = None,
     ) -> None:
+        """``weights``: who has models' files here; None: they are where their YAML says."""
         self._management = management
         self._configs = configs
         self._store = store
         self._clock = clock
         self._listeners = listeners
         self._poll_s = poll_s
+        self._weights = weights
         #: None until the control plane has said what it wants: nothing is removed before that.
         self._wanted: dict[str, Wanted] | None = None
         self._known: dict[str, _Status] = {}
@@ -190,6 +194,9 @@ class Replicas:
         for name in [n for n, s in self._known.items() if self._is_gone(s, current)]:
             del self._known[name]
             self._listeners.changed()
+        if self._weights is not None:
+            wanted = {each.model for each in (self._wanted or {}).values()}
+            await self._weights.settle(wanted, {_model_of(name) for name in self._known})
 
     async def _read_statuses(self) -> None:
         names = list(self._known)
@@ -250,7 +257,8 @@ class Replicas:
         if now < status.retry_at:
             return
         if verdict.action is Action.REGISTER and wanted is not None:
-            self._start(status, self._register(status, wanted), verdict)
+            if (config := self._with_files(status, wanted)) is not None:
+                self._start(status, self._register(status, wanted, config), verdict)
         elif verdict.action in (Action.UNREGISTER, Action.REMOVE_BROKEN):
             if verdict.action is Action.REMOVE_BROKEN:
                 self._listeners.broken(status.name, verdict.reason)
@@ -283,13 +291,29 @@ class Replicas:
 
         status.busy = asyncio.create_task(act(), name=f"{verdict.action.value} {status.name}")
 
-    async def _register(self, status: _Status, wanted: Wanted) -> None:
-        parsed = parse_replica_name(wanted.name)
+    def _with_files(self, status: _Status, wanted: Wanted) -> ModelConfig | None:
+        """The model to register, once its files are here."""
         config = self._configs.get(wanted.model)
+        if config is None:
+            known = ", ".join(sorted(self._configs)) or "none"
+            error = ArchiveError(f"no model {wanted.model!r} here; configured are: {known}")
+            self._failed(status, error)
+            return None
+        if self._weights is None:
+            return config
+        found = self._weights.find(config)
+        if isinstance(found, ModelConfig):
+            return found
+        self._set(status, pb.Replica.STARTING, say(found))
+        return None
+
+    async def _register(self, status: _Status, wanted: Wanted, config: ModelConfig) -> None:
+        parsed = parse_replica_name(wanted.name)
         try:
-            if parsed is None or config is None:
-                known = ", ".join(sorted(self._configs)) or "none"
-                raise ArchiveError(f"no model {wanted.model!r} here; configured are: {known}")
+            if parsed is None:
+                raise ArchiveError(f"{wanted.name!r} is no name of a replica")
+            if self._weights is not None:
+                await self._weights.use(config)
             folder = await asyncio.to_thread(
                 build_replica, config, self._store, parsed[1], wanted.device_ids
             )

@@ -29,6 +29,7 @@ from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.runner.core import Lease, RunnerCore, Step
 from scheduler.runner.replicas import Listeners, Replicas
+from scheduler.runner.weights import Weights
 from scheduler.torchserve.inference import Answer, Inference, WorkerLost
 from scheduler.torchserve.management import Management
 
@@ -95,6 +96,7 @@ class Runner:
         clock: Clock,
         *,
         poll_s: float = 1.0,
+        weights: Weights | None = None,
     ) -> None:
         """``target`` is ``host:port`` of the control plane's gRPC server."""
         self._identity = identity
@@ -104,7 +106,10 @@ class Runner:
         self._core = RunnerCore()
         listeners = Listeners(self._core.in_flight, self._replicas_changed, self._replica_broken)
         self._clock = clock
-        self._replicas = Replicas(management, configs, store, clock, listeners, poll_s=poll_s)
+        self._replicas = Replicas(
+            management, configs, store, clock, listeners, poll_s=poll_s, weights=weights
+        )
+        self._weights = weights
         self._heartbeat_s = _DEFAULT_HEARTBEAT_S
         self._work: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._outbox: asyncio.Queue[pb.RunnerMessage] | None = None
@@ -209,6 +214,7 @@ class Runner:
             container=who.container,
             held=self._core.held(),
             replicas=self._replicas.report(),
+            holdings=self._holdings(),
         )
         return pb.RunnerMessage(hello=hello)
 
@@ -219,12 +225,18 @@ class Runner:
 
     def _heartbeat(self) -> pb.RunnerMessage:
         beat = pb.Heartbeat(
-            held=self._core.held(), replicas=self._replicas.report(), sent_at=self._clock.now()
+            held=self._core.held(),
+            replicas=self._replicas.report(),
+            holdings=self._holdings(),
+            sent_at=self._clock.now(),
         )
         if self._is_leaving:
             for replica in beat.replicas:
                 replica.state = pb.Replica.DRAINING
         return pb.RunnerMessage(heartbeat=beat)
+
+    def _holdings(self) -> list[pb.Holding]:
+        return [] if self._weights is None else self._weights.holdings()
 
     def _heard(self, message: pb.ControlMessage) -> None:
         match message.WhichOneof("body"):

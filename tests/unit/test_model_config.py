@@ -118,7 +118,7 @@ def test_a_generated_file_says_its_own_name():
         ("batchSize: 16", "batchSize: 16\npippy: {}", 10, "pippy", "allowed are: minWorkers,"),
         ("batchSize: 16", "batchSize: 16\nreplicas: 1", 10, "replicas", "belongs under plait"),
         ("lanes: auto", "lane: auto", 19, "plait.lane", "did you mean 'lanes'?"),
-        ("    folder: models", "    path: models", 15, "plait.source.path", "folder, hub, package"),
+        ("    folder: models", "    path: models", 15, "plait.source.path", "folder, hub, http"),
         # Types TorchServe drops with a warning in its log.
         ("responseTimeout: 60", "responseTimeout: 60.0", 10, "responseTimeout", "whole number"),
         ("batchSize: 16", "batchSize: '16'", 9, "batchSize", "whole number from 1; it is '16'"),
