@@ -255,6 +255,7 @@ async def _runner(
         found.kind,
         provider=settings.provider,
         container=settings.container,
+        version=startup.version(),
     )
     endpoint = Endpoint(settings.state)
     async with AsyncExitStack() as stack:

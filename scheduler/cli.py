@@ -13,7 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from scheduler import bulk_commands, download_commands, operate_commands, serve_commands, tables
+from scheduler import (
+    bulk_commands,
+    download_commands,
+    node_commands,
+    operate_commands,
+    serve_commands,
+    tables,
+)
 from scheduler.console import (
     ERR,
     TASK_PANEL,
@@ -38,6 +45,7 @@ app = typer.Typer(
 )
 serve_commands.add_to(app)
 operate_commands.add_to(app)
+node_commands.add_to(app)
 bulk_commands.add_to(app)
 download_commands.add_to(app)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import secrets
+import socket
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -13,13 +16,15 @@ import grpc.aio
 from handlers.model_config import ModelConfig
 from scheduler import interpreter, plugins, policies, provider_config
 from scheduler.autoscaler.container_keeper import ContainerKeeper
+from scheduler.autoscaler.leader import Leader
+from scheduler.autoscaler.placement import Plan
 from scheduler.autoscaler.scaler import Scaler
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SteadyClock, SystemClock
 from scheduler.container import Reliance
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
-from scheduler.errors import StartupError
+from scheduler.errors import StartupError, StoreUnavailable
 from scheduler.explainer import Explainer
 from scheduler.fair_queue import FairQueue
 from scheduler.gateway.front import Front
@@ -30,11 +35,13 @@ from scheduler.gateway.tokens import open_counter
 from scheduler.ids import IdSource
 from scheduler.keys import Role
 from scheduler.moves import Backoff, Preemption, Rules
+from scheduler.node_book import NodeBook
 from scheduler.operations import Operations
 from scheduler.providers.base import Provider, ProviderConfig, Surroundings
 from scheduler.reconciliation.base import Parts
 from scheduler.reconciliation.checks import all_checks
 from scheduler.reconciliation.service import Reconciliation
+from scheduler.registry import Registry
 from scheduler.rpc.plait_pb2_grpc import add_RunnerServiceServicer_to_server
 from scheduler.settings import PREFIX, Settings, without_secrets
 from scheduler.speedometer import Speedometer
@@ -44,6 +51,8 @@ from scheduler.task_book import TaskBook
 
 T = TypeVar("T")
 
+#: Looks of a sidecar that shows no sign of life after which another control plane decides.
+_LOOKS_UNTIL_OVER: Final = 3
 #: Seconds that gRPC calls still have once the control plane stops.
 _GRPC_GRACE_S: Final = 2.0
 
@@ -62,23 +71,36 @@ async def open_control(
         await store.run(functools.partial(rules.queue.adopt, models=list(configs)))
         new_id = IdSource(clock)
         book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules, new_id=new_id)
+        nodes = NodeBook(book.ledger, f"{socket.gethostname()}-{secrets.token_hex(4)}")
         reliance = Reliance()
         dispatcher = Dispatcher(
             book,
+            nodes,
             clock,
             lease_ttl_s=settings.lease_ttl_s,
             heartbeat_s=settings.heartbeat_s,
             reliance=reliance,
             journal_interval_s=settings.journal_interval_s,
         )
+        registry = Registry(nodes, clock, dispatcher, lease_ttl_s=settings.lease_ttl_s)
+        await registry.open()
         operations = Operations(book.ledger, rules.queue)
         speedometer = Speedometer(book.ledger, dispatcher)
         scaler = Scaler(configs, book.ledger, speedometer, period_s=settings.scale_s)
+        leader = Leader(nodes, clock, term_s=_LOOKS_UNTIL_OVER * settings.reconcile_s)
+        stack.push_async_callback(_resign, nodes)
         sidecar = Sidecar(
-            configs, scaler, dispatcher, book.clear, clock, reconcile_s=settings.reconcile_s
+            configs, scaler, registry, leader, book.clear, clock, reconcile_s=settings.reconcile_s
         )
         keeper = ContainerKeeper(
-            open_providers(settings, configs), configs, store, dispatcher, sidecar, reliance, clock
+            open_providers(settings, configs),
+            configs,
+            store,
+            registry,
+            sidecar,
+            reliance,
+            clock,
+            lead=leader.lead,
         )
         stack.push_async_callback(keeper.close)
         counters = {name: open_counter(config) for name, config in configs.items()}
@@ -92,9 +114,10 @@ async def open_control(
         parts = Parts(
             book,
             bulks,
+            nodes,
             clock,
             dispatcher,
-            lambda: sidecar.plan,
+            functools.partial(_plan_of, dispatcher, registry, sidecar),
             heartbeat_s=settings.heartbeat_s,
             retention_s=settings.retention_s,
         )
@@ -102,13 +125,13 @@ async def open_control(
         # Before anybody connects: live leases get a full term, and flows count what is there.
         await reconciliation.look()
         new_id.follow(await book.newest_id())
-        explainer = Explainer(book.ledger, book.rules, dispatcher, configs, speedometer)
+        explainer = Explainer(book.ledger, book.rules, registry, configs, speedometer)
         front = Front(
             book,
             operations,
             configs,
             counters,
-            dispatcher,
+            registry,
             clock,
             bulks,
             explainer,
@@ -127,12 +150,26 @@ async def open_control(
         interpreter.settle()
         yield [
             dispatcher.run(),
+            registry.run(),
             sidecar.run(),
             keeper.run(),
             speedometer.run(),
             pressure.run(),
             reconciliation.run(),
         ]
+
+
+async def _resign(nodes: NodeBook) -> None:
+    """Another may decide from now on; if the store refuses, it waits until this one seems dead."""
+    with contextlib.suppress(StoreUnavailable):
+        await nodes.resign()
+
+
+def _plan_of(dispatcher: Dispatcher, registry: Registry, sidecar: Sidecar) -> Plan:
+    """What this control plane's runners should run, and what the leader could not place."""
+    placed = registry.placed()
+    own = [node.runner_id for node in dispatcher.nodes() if node.runner_id in placed]
+    return Plan({runner_id: tuple(placed[runner_id]) for runner_id in own}, sidecar.plan.shortages)
 
 
 def open_providers(

@@ -1,4 +1,4 @@
-"""Keys that tenants and operators show at the gateway.
+"""Keys that tenants and operators show at the gateway, and runners where they join.
 
 A key reads ``plait_<id>_<secret>``. The store holds the id and a hash of the secret, never the
 secret: what is read from a copied store opens nothing. The secret is 256 random bits, so a plain
@@ -26,6 +26,8 @@ class Role(Enum):
     TENANT = "tenant"
     #: Everybody's, and what operators set.
     OPERATOR = "operator"
+    #: The runners' stream, and nothing else: it is a join token.
+    NODE = "node"
 
 
 class Key(Record, frozen=True):
@@ -40,12 +42,18 @@ class Key(Record, frozen=True):
     created_at: float
     #: For people; empty when none was given.
     name: str = ""
-    #: None: it is valid.
+    #: None: it was not.
     revoked_at: float | None = None
+    #: From then on it opens nothing; None: it does not run out.
+    expires_at: float | None = None
 
-    def opens_with(self, secret: str) -> bool:
+    def is_valid(self, now: float) -> bool:
+        """Whether it was not revoked and has not run out."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def opens_with(self, secret: str, now: float) -> bool:
         """Whether this is the key's secret and the key is valid."""
-        return self.revoked_at is None and hmac.compare_digest(self.secret_hash, hashed(secret))
+        return self.is_valid(now) and hmac.compare_digest(self.secret_hash, hashed(secret))
 
 
 def hashed(secret: str) -> str:

@@ -33,6 +33,7 @@ class Ledger:
         self._queued: list[Callable[[str], None]] = []
         self._lease_ended: list[Callable[[str, int, str], None]] = []
         self._desired: list[Callable[[], None]] = []
+        self._nodes: list[Callable[[], None]] = []
         self._changes: list[Callable[[tuple[Change, ...]], None]] = []
         store.listen(self._hear)
 
@@ -53,6 +54,10 @@ class Ledger:
     def on_desired_replicas(self, listener: Callable[[], None]) -> None:
         """``listener()``: an operator has set how many replicas a model should have."""
         self._desired.append(listener)
+
+    def on_nodes(self, listener: Callable[[], None]) -> None:
+        """``listener()``: another process has written of nodes, or of what they are to run."""
+        self._nodes.append(listener)
 
     def on_changes(self, listener: Callable[[tuple[Change, ...]], None]) -> None:
         """``listener(changes)``: this process has changed tasks. It is called for every command,
@@ -85,7 +90,7 @@ class Ledger:
             tx.tell(News((), has_desired=True))
 
         await self.store.run(told)
-        self._tell_desired()
+        self._tell_all(self._desired)
 
     def _committed(self, outcome: Outcome[Any] | None, error: BaseException | None) -> None:
         """A command has ended, whether or not its caller still waits."""
@@ -116,13 +121,16 @@ class Ledger:
                 self.watchers.doubt(task_id)
         if news is None:
             # Whatever was queued meanwhile is found by the next look at all models.
-            self._tell_desired()
+            self._tell_all(self._desired)
+            self._tell_all(self._nodes)
             return
         self._tell_models(news.models)
         for lease in news.ended_leases:
             self._tell_lease_ended(*lease)
         if news.has_desired:
-            self._tell_desired()
+            self._tell_all(self._desired)
+        if news.has_nodes:
+            self._tell_all(self._nodes)
 
     def _tell_models(self, models: Iterable[str]) -> None:
         loop = asyncio.get_running_loop()
@@ -135,8 +143,9 @@ class Ledger:
         for listener in self._lease_ended:
             loop.call_soon(listener, task_id, fence, runner)
 
-    def _tell_desired(self) -> None:
-        for listener in self._desired:
+    @staticmethod
+    def _tell_all(listeners: Iterable[Callable[[], None]]) -> None:
+        for listener in listeners:
             asyncio.get_running_loop().call_soon(listener)
 
 

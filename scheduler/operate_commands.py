@@ -55,10 +55,10 @@ def workers(
     as_json: JsonOption = False,
     address: AddressOption = None,
 ) -> None:
-    """List the nodes and what runs on them."""
+    """List the replicas of every node."""
     with told():
         render = tables.stage_table if stages else tables.worker_table
-        show(client(address).workers(), as_json, render)
+        show(client(address).nodes(), as_json, render)
 
 
 def scale(

@@ -166,7 +166,8 @@ class Operations:
             return None
         key_id, secret = parts
         key = await self._ledger.store.read(lambda tx: tx.key(key_id))
-        return key if key is not None and key.opens_with(secret) else None
+        now = self._ledger.clock.now()
+        return key if key is not None and key.opens_with(secret, now) else None
 
     # -- classes and device kinds
 

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from scheduler.settings import Settings
 DISTRIBUTION = "plait"
 PACKAGES = ("handlers", "scheduler")
 _POLL_S = 0.25
+
+
+def version() -> str:
+    """Plait's own; empty where it runs without having been installed."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def check(settings: Settings) -> None:

@@ -182,6 +182,35 @@ def model_table(listing: Any) -> Table:
     return table
 
 
+def node_table(listing: Any) -> Table:
+    """Nodes with their devices, and how busy they are."""
+    columns = ("NODE", "STATE", "PROVIDER", "DEVICES", "BUSY", "MEMORY", "TORCHSERVE", "TASKS")
+    table = _table(*columns, "HEARD", "VERSION")
+    for node in listing["nodes"]:
+        state, devices = node["state"], node["state"]["devices"]
+        used, total = (
+            sum(each[f"memory_{what}_bytes"] for each in devices or [state])
+            for what in ("used", "total")
+        )
+        torchserve, num_restarts = state["torchserve"], state["torchserve"]["num_restarts"]
+        restarts = f", {num_restarts} restarts" if num_restarts else ""
+        count = f"{node['num_devices']}x " if node["num_devices"] else ""
+        table.add_row(
+            node["node"],
+            "connected" if node["connected"] else "lost",
+            " ".join(filter(None, (node["provider"], node["container"]))) or "-",
+            f"{count}{node['device_kind'] or 'cpu'}",
+            " ".join(_percent(each["busy_ratio"]) for each in devices)
+            or _percent(state["cpu_ratio"]),
+            f"{used / 2**30:.1f}/{total / 2**30:.1f} GiB" if total else "-",
+            f"{torchserve['state']}{restarts}",
+            f"{node['in_flight']}/{node['capacity']}",
+            _moment(node["heard_at"] or None),
+            node["version"] or "-",
+        )
+    return table
+
+
 def worker_table(listing: Any) -> Table:
     table = _table("NODE", "REPLICA", "STATE", "IN FLIGHT", "DEVICES", "DETAIL")
     for node in listing["nodes"]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from handlers.model_config import ModelConfig
-from scheduler.autoscaler.placement import Placed
-from scheduler.cluster_view import NodeView
+from scheduler.cluster_view import NodeView, Placed
 
 
 class Drains:

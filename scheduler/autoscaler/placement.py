@@ -17,17 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from handlers.model_config import ModelConfig
-from scheduler.cluster_view import READY, NodeView, ReplicaView
+from scheduler.cluster_view import READY, NodeView, Placed, ReplicaView
 from scheduler.torchserve.archive import parse_replica_name, replica_name
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A replica that should run, and the devices it gets."""
-
-    name: str
-    model: str
-    device_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +69,8 @@ class _Node:
     def may_take(self, model: str) -> bool:
         """Whether one more replica of the model may be here, devices apart."""
         trait = self.trait
-        if trait.is_leaving or (trait.models is not None and model not in trait.models):
+        is_allowed = trait.models is None or model in trait.models
+        if trait.is_leaving or not is_allowed or not self.view.can_run(model):
             return False
         return trait.most_replicas is None or len(self.wanted) < trait.most_replicas
 
@@ -221,7 +213,7 @@ def _shortage(config: ModelConfig, cluster: Sequence[_Node]) -> str:
     if not any(node.view.connected for node in cluster):
         return "no runner is connected"
     if not (candidates := _candidates(config, cluster)):
-        return "every node that may run it is full or on its way out"
+        return "every connected node is full, on its way out, or has no config of the model"
     needed = devices_needed(config)
     most = max(len(node.free(config)) for node in candidates)
     return f"a replica needs {needed} devices of one node; the most that are free is {most}"

@@ -17,10 +17,10 @@ import structlog
 from handlers.model_config import ModelConfig
 from scheduler.autoscaler import scaling
 from scheduler.autoscaler.load import LoadMeter, left_of
-from scheduler.autoscaler.placement import Placed, Trait, place
+from scheduler.autoscaler.placement import Trait, place
 from scheduler.autoscaler.scaling import ASSUMED_START_S, Decision, Memory, Seen
 from scheduler.autoscaler.starts import Starts
-from scheduler.cluster_view import NodeView
+from scheduler.cluster_view import NodeView, Placed
 from scheduler.ledger import Ledger
 from scheduler.records import changed
 from scheduler.scaling import MAX_STARTS, Action, Measure, ModelLoad, ScaleDecision, Wishes
@@ -104,6 +104,12 @@ class Scaler:
         if is_asleep:
             self._models[model].decided_at = None
         return is_asleep
+
+    def forget(self) -> None:
+        """Another control plane decides: what was decided here says nothing any more."""
+        for model in self._models.values():
+            model.memory = model.decided_at = None
+        self.lacking.clear()
 
     async def desired(
         self,

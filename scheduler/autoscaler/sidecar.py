@@ -1,9 +1,10 @@
 """Keeps every model at its number of replicas.
 
 Every few seconds, and whenever a node or a replica changes, it looks at what is there and what is
-wanted, has :mod:`scheduler.autoscaler.placement` decide, and tells each runner what it should run.
-The runners carry it out. How many replicas are wanted says :mod:`scheduler.autoscaler.scaler`. Work
-on a replica that goes may finish; after the model's ``drain_s`` it is parked to its journal.
+wanted, has :mod:`scheduler.autoscaler.placement` decide, and has each runner told what it should
+run. The runners carry it out. How many replicas are wanted says :mod:`scheduler.autoscaler.scaler`.
+Work on a replica that goes may finish; after the model's ``drain_s`` it is parked to its journal.
+Of several control planes one decides for all.
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ import structlog
 
 from handlers.model_config import ModelConfig
 from scheduler.autoscaler.drains import Drains
-from scheduler.autoscaler.placement import Placed, Plan, Trait, place
+from scheduler.autoscaler.leader import Leader
+from scheduler.autoscaler.placement import Plan, Trait, place
 from scheduler.autoscaler.scaler import Scaler
 from scheduler.clock import Clock
-from scheduler.cluster_view import NodeView
+from scheduler.cluster_view import NodeView, Placed
 from scheduler.errors import StoreUnavailable
-from scheduler.rpc import plait_pb2 as pb
 
 log = structlog.get_logger(__name__)
 
 
 class Cluster(Protocol):
-    """Whoever speaks with the runners."""
+    """Whoever knows the nodes."""
 
     def nodes(self) -> Sequence[NodeView]:
         """Every node known."""
         ...
 
-    def want(self, runner_id: str, replicas: Sequence[pb.DesiredReplica]) -> None:
-        """Have a runner run exactly these replicas."""
+    def placed(self) -> Mapping[str, Sequence[Placed]]:
+        """What every runner is to run, as far as it was decided."""
+        ...
+
+    async def place(self, epoch: int, wanted: Mapping[str, Sequence[Placed]]) -> bool:
+        """Have every runner run exactly these replicas; False when another decides by now."""
         ...
 
     def on_nodes_changed(self, listener: Callable[[], None]) -> None:
@@ -51,6 +56,7 @@ class Sidecar:
         configs: Mapping[str, ModelConfig],
         scaler: Scaler,
         cluster: Cluster,
+        leader: Leader,
         park: Callable[[str, str, str], Awaitable[object]],
         clock: Clock,
         *,
@@ -61,6 +67,7 @@ class Sidecar:
         self._configs = configs
         self._scaler = scaler
         self._cluster = cluster
+        self._leader = leader
         self._drains = Drains(configs)
         self._park, self._clock = park, clock
         self._reconcile_s = reconcile_s
@@ -113,25 +120,28 @@ class Sidecar:
             self._wake.clear()
 
     async def _reconcile(self) -> None:
-        nodes = self._cluster.nodes()
-        traits = self._traits()
-        desired = await self._scaler.desired(nodes, self._plan.replicas, traits)
-        before, self._plan = (
-            self._plan,
-            place(desired, self._configs, nodes, self._plan.replicas, traits),
-        )
-        self._log_changes(before, desired)
-        for node in nodes:
-            if node.connected:
-                self._cluster.want(node.runner_id, _messages(self._plan.replicas[node.runner_id]))
+        epoch = await self._leader.lead()
+        if epoch is None:
+            self._plan = Plan({})
+            self._scaler.forget()
+            return
+        nodes, before, traits = self._cluster.nodes(), self._cluster.placed(), self._traits()
+        desired = await self._scaler.desired(nodes, before, traits)
+        plan = place(desired, self._configs, nodes, before, traits)
+        if not await self._cluster.place(epoch, plan.replicas):
+            return
+        self._log_changes(before, plan, desired)
+        self._plan = plan
         now = self._clock.monotonic()
-        for runner_id, replica, reason in self._drains.look(nodes, self._plan.replicas, now):
+        for runner_id, replica, reason in self._drains.look(nodes, plan.replicas, now):
             log.warning("drain_ended", runner=runner_id, replica=replica, why=reason)
             await self._park(runner_id, replica, reason)
 
-    def _log_changes(self, before: Plan, desired: Mapping[str, int]) -> None:
-        for runner_id, replicas in self._plan.replicas.items():
-            old = {placed.name: placed for placed in before.replicas.get(runner_id, ())}
+    def _log_changes(
+        self, before: Mapping[str, Sequence[Placed]], plan: Plan, desired: Mapping[str, int]
+    ) -> None:
+        for runner_id, replicas in plan.replicas.items():
+            old = {placed.name: placed for placed in before.get(runner_id, ())}
             new = {placed.name: placed for placed in replicas}
             for name in sorted(old.keys() | new.keys()):
                 if old.get(name) != new.get(name):
@@ -143,12 +153,6 @@ class Sidecar:
                         devices=list(placed.device_ids),
                         reason=f"{desired.get(placed.model, 0)} wanted of {placed.model}",
                     )
-        for model, shortage in self._plan.shortages.items():
-            if before.shortages.get(model) != shortage:
+        for model, shortage in plan.shortages.items():
+            if self._plan.shortages.get(model) != shortage:
                 log.warning("replicas_short", model=model, reason=shortage)
-
-
-def _messages(replicas: Sequence[Placed]) -> list[pb.DesiredReplica]:
-    return [
-        pb.DesiredReplica(name=r.name, model=r.model, device_ids=r.device_ids) for r in replicas
-    ]

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scheduler.autoscaler.placement import Placed
 from scheduler.autoscaler.scaling import Starting
-from scheduler.cluster_view import READY, NodeView
+from scheduler.cluster_view import READY, NodeView, Placed
 
 
 @dataclass(slots=True)

@@ -19,8 +19,9 @@ UNCHANGED = Unchanged()
 class Operating(Calls):
     """An operator's calls; where keys are required, they take an operator's key."""
 
-    def workers(self) -> shapes.NodeList:
-        return cast(shapes.NodeList, self.call("GET", "/v1/workers"))
+    def nodes(self) -> shapes.NodeList:
+        """Every node, with its replicas and how busy it is."""
+        return cast(shapes.NodeList, self.call("GET", "/v1/nodes"))
 
     def scale(self, model: str, num_replicas: int) -> shapes.Model:
         """Say how many replicas of a model should run; they come and go in the background."""

@@ -139,13 +139,54 @@ class ModelList(TypedDict):
     models: list[Model]
 
 
+class Device(TypedDict):
+    index: int
+    kind: str
+    #: From 0 to 1; None: it does not tell.
+    busy_ratio: float | None
+    memory_used_bytes: int
+    memory_total_bytes: int
+
+
+class TorchServe(TypedDict):
+    #: "unknown", "starting", "ready" or "gone".
+    state: str
+    num_restarts: int
+    detail: str
+
+
+class NodeState(TypedDict):
+    """How a node is doing, as its runner last said."""
+
+    devices: list[Device]
+    cpu_ratio: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    torchserve: TorchServe
+    num_active: int
+
+
 class Node(TypedDict):
     node: str
     runner_id: str
     connected: bool
     num_devices: int
+    device_kind: str
+    host: str
+    provider: str
+    container: str
+    version: str
+    #: Models it has a config of; None: it did not say.
+    models: list[str] | None
+    #: Grows with each stream that its runner opens.
+    fence: int
+    control_plane: str
+    connected_at: float
+    heard_at: float
     in_flight: int
+    capacity: int
     replicas: list[Replica]
+    state: NodeState
 
 
 class NodeList(TypedDict):

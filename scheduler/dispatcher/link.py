@@ -68,6 +68,8 @@ class Link:
         self.runner_id = hello.runner_id
         #: Differs between two streams of the same process too.
         self.connection = f"{hello.session_id}/{next(_numbers)}"
+        #: Its number among the runner's streams; 0 before it is registered.
+        self.fence = 0
         #: When the runner last said something, in the dispatcher's monotonic time.
         self.heard_at = 0.0
         self._book = book

@@ -8,7 +8,15 @@ from typing import Any, Final
 
 import grpc
 
-from scheduler.cluster_view import HoldingView, ReplicaView
+from scheduler.cluster_view import (
+    DeviceView,
+    HoldingView,
+    NodeState,
+    NodeView,
+    Placed,
+    ReplicaView,
+    TorchServeView,
+)
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc.logprobs import from_messages
 from scheduler.task import Grant, JournalChunk, TaskError
@@ -48,6 +56,54 @@ def replica_views(replicas: Iterable[pb.Replica]) -> list[ReplicaView]:
     ]
 
 
+def node_view(hello: pb.Hello, now: float) -> NodeView:
+    """A runner that says hello, with its node."""
+    return NodeView(
+        node=hello.node,
+        runner_id=hello.runner_id,
+        connected=True,
+        num_devices=hello.num_devices,
+        replicas=tuple(replica_views(hello.replicas)),
+        device_kind=hello.device_kind,
+        host=hello.host,
+        provider=hello.provider,
+        container=hello.container,
+        version=hello.version,
+        models=tuple(hello.models) or None,
+        state=node_state(hello.state),
+        holdings=holding_views(hello.holdings),
+        connected_at=now,
+        heard_at=now,
+    )
+
+
+def node_state(state: pb.NodeState) -> NodeState:
+    """How a node is doing, as its runner reports it."""
+    torchserve = state.torchserve
+    return NodeState(
+        devices=tuple(_device(each) for each in state.devices),
+        cpu_ratio=state.cpu_ratio,
+        memory_used_bytes=state.memory_used_bytes,
+        memory_total_bytes=state.memory_total_bytes,
+        torchserve=TorchServeView(
+            pb.TorchServe.State.Name(torchserve.state).lower(),
+            torchserve.num_restarts,
+            torchserve.detail,
+        ),
+        num_active=state.num_active,
+    )
+
+
+def _device(device: pb.Device) -> DeviceView:
+    return DeviceView(
+        device.index,
+        device.kind,
+        device.busy_ratio if device.HasField("busy_ratio") else None,
+        device.memory_used_bytes,
+        device.memory_total_bytes,
+    )
+
+
 def holding_views(holdings: Iterable[pb.Holding]) -> tuple[HoldingView, ...]:
     """What a runner has of models' files, as values."""
     return tuple(
@@ -60,6 +116,15 @@ def holding_views(holdings: Iterable[pb.Holding]) -> tuple[HoldingView, ...]:
             detail=holding.detail,
         )
         for holding in holdings
+    )
+
+
+def desired_replicas(replicas: Iterable[Placed]) -> pb.DesiredReplicas:
+    """What a runner is to run, as it is told."""
+    return pb.DesiredReplicas(
+        replicas=[
+            pb.DesiredReplica(name=r.name, model=r.model, device_ids=r.device_ids) for r in replicas
+        ]
     )
 
 

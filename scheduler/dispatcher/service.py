@@ -5,7 +5,7 @@ The task book decides which task goes next and guards every write with its fenci
 the two. Leases of a runner whose stream broke stay with it until they expire or it says hello
 again, since it goes on working in the meantime.
 
-It does not decide which replicas should exist: the sidecar says so through :meth:`want`.
+It does not decide which replicas should exist: it is told through :meth:`want`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import grpc
 import structlog
 
 from scheduler.clock import Clock
-from scheduler.cluster_view import NodeView
+from scheduler.cluster_view import NodeView, Placed
 from scheduler.container import Reliance
 from scheduler.dispatcher import messages
 from scheduler.dispatcher.granting import Granting
 from scheduler.dispatcher.link import Link
 from scheduler.dispatcher.sessions import LeaseKey, Sessions
 from scheduler.errors import StoreUnavailable, TaskNotFound, Unavailable
+from scheduler.node_book import NodeBook
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.task_book import TaskBook
@@ -57,6 +59,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
     def __init__(
         self,
         book: TaskBook,
+        nodes: NodeBook,
         clock: Clock,
         *,
         lease_ttl_s: float = 10.0,
@@ -68,6 +71,7 @@ class Dispatcher(rpc.RunnerServiceServicer):
         """``journal_interval_s``: most seconds for which output is gathered, in a container that is
         trusted by ``reliance``."""
         self._book = book
+        self._nodes = nodes
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
         self._heartbeat_s = heartbeat_s
@@ -104,22 +108,27 @@ class Dispatcher(rpc.RunnerServiceServicer):
             group.create_task(self._look_again(), name="look again")
 
     def nodes(self) -> Sequence[NodeView]:
-        """Every node known, those that lost their connection included."""
+        """Nodes whose runner is connected to this control plane, or was a short while ago."""
         return self._sessions.nodes()
 
     def on_nodes_changed(self, listener: Callable[[], None]) -> None:
         """``listener()`` is called when a runner or a replica came, went or changed its state."""
         self._listeners.append(listener)
 
-    def want(self, runner_id: str, replicas: Sequence[pb.DesiredReplica]) -> None:
-        """Have a runner run exactly these replicas, now and after every hello."""
-        wanted = pb.DesiredReplicas(replicas=replicas)
+    def want(self, runner_id: str, replicas: Sequence[Placed] | None) -> None:
+        """Have a runner run exactly these replicas, now and after every hello; None: whatever it
+        runs."""
+        if replicas is None:
+            self._wanted.pop(runner_id, None)
+            self._sessions.want(runner_id, None)
+            return
+        wanted = messages.desired_replicas(replicas)
         if self._wanted.get(runner_id) == wanted:
             return
         self._wanted[runner_id] = wanted
         # From now on nothing is granted to what is to go: a grant sent before this message is work
         # in flight when the runner reads it, and one sent after it would be lost.
-        self._sessions.want(runner_id, {r.name: tuple(r.device_ids) for r in replicas})
+        self._sessions.want(runner_id, {r.name: r.device_ids for r in replicas})
         self._granting.awaken_all()
         if (link := self._links.get(runner_id)) is not None:
             link.send(pb.ControlMessage(desired_replicas=wanted))
@@ -129,6 +138,13 @@ class Dispatcher(rpc.RunnerServiceServicer):
         link, wanted = self._links.get(runner_id), self._wanted.get(runner_id)
         if link is not None and wanted is not None:
             link.send(pb.ControlMessage(desired_replicas=wanted))
+
+    def dismiss(self, runner_id: str, fence: int, reason: str) -> None:
+        """End a runner's stream, if it is the one of that fence; nothing more is granted on it."""
+        link = self._links.get(runner_id)
+        if link is not None and link.fence == fence:
+            log.warning("runner_dismissed", runner=runner_id, reason=reason)
+            self._dismiss(link)
 
     def leases(self, runner_id: str) -> set[tuple[str, int]]:
         """Leases (task, fence) that were granted to a runner here, or that it kept, and that have
@@ -194,20 +210,10 @@ class Dispatcher(rpc.RunnerServiceServicer):
                 task = await self._book.task(task_id)
                 kept.append(messages.ack(task_id, fence, next_seq=task.num_chunks))
                 leases[LeaseKey(task_id, fence)] = task.replica or ""
-        views = messages.replica_views(hello.replicas)
+        view = messages.node_view(hello, self._clock.now())
+        link.fence = await self._nodes.arrive(view)
         self._check_newest(hello, link)
-        self._sessions.opened(
-            hello.runner_id,
-            link.connection,
-            hello.node,
-            hello.num_devices,
-            views,
-            leases,
-            hello.device_kind,
-            hello.provider,
-            hello.container,
-        )
-        self._sessions.holds(hello.runner_id, messages.holding_views(hello.holdings))
+        self._sessions.opened(replace(view, fence=link.fence), link.connection, leases)
         log.info(
             "runner_welcomed",
             runner=hello.runner_id,
@@ -267,10 +273,10 @@ class Dispatcher(rpc.RunnerServiceServicer):
         if self._links.get(link.runner_id) is not link:
             return
         views = messages.replica_views(heartbeat.replicas)
-        changed = self._sessions.reported(link.runner_id, views)
+        state, now = messages.node_state(heartbeat.state), self._clock.now()
+        changed = self._sessions.reported(link.runner_id, views, state, now)
         if heartbeat.sent_at:
-            ahead_s = heartbeat.sent_at - self._clock.now()
-            self._sessions.told_the_time(link.runner_id, ahead_s)
+            self._sessions.told_the_time(link.runner_id, heartbeat.sent_at - now)
         self._sessions.holds(link.runner_id, messages.holding_views(heartbeat.holdings))
         for model in changed:
             self._granting.awaken(model)

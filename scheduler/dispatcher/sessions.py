@@ -8,11 +8,11 @@ because it is always a little old. Moments are handed in; this reads no clock an
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from scheduler.cluster_view import READY, HoldingView, NodeView, ReplicaView
+from scheduler.cluster_view import READY, HoldingView, NodeState, NodeView, ReplicaView
 from scheduler.dispatcher.course import Course
 
 #: Heartbeats of a runner by which its clock is judged.
@@ -63,18 +63,13 @@ class _Lease:
 class _Runner:
     runner_id: str
     connection: str
-    node: str
-    num_devices: int
+    #: What it said in its hello and since, replicas apart.
+    view: NodeView
     replicas: dict[str, ReplicaView] = field(default_factory=dict)
-    device_kind: str = ""
     #: Those that are not finished.
     leases: dict[LeaseKey, _Lease] = field(default_factory=dict)
-    holdings: tuple[HoldingView, ...] = ()
     #: When its stream broke; None while it is open.
     lost_at: float | None = None
-    #: The container it is in; empty: none.
-    provider: str = ""
-    container: str = ""
     #: Seconds by which its clock was ahead when its last heartbeats arrived.
     ahead_s: deque[float] = field(default_factory=lambda: deque(maxlen=_BEATS_COMPARED))
 
@@ -99,36 +94,19 @@ class Sessions:
         leases = sum(len(r.leases) for r in self._runners.values())
         return f"<Sessions connected={connected}/{len(self._runners)} leases={leases}>"
 
-    def opened(
-        self,
-        runner_id: str,
-        connection: str,
-        node: str,
-        num_devices: int,
-        replicas: Iterable[ReplicaView],
-        leases: dict[LeaseKey, str],
-        device_kind: str = "",
-        provider: str = "",
-        container: str = "",
-    ) -> None:
+    def opened(self, view: NodeView, connection: str, leases: dict[LeaseKey, str]) -> None:
         """A runner said hello; ``leases`` are those it keeps, with their replicas."""
-        shown = {replica.name: replica for replica in replicas}
+        shown = {replica.name: replica for replica in view.replicas}
         held = {lease: _Lease(replica) for lease, replica in leases.items()}
-        self._runners[runner_id] = _Runner(
-            runner_id,
-            connection,
-            node,
-            num_devices,
-            shown,
-            device_kind,
-            held,
-            provider=provider,
-            container=container,
-        )
+        self._runners[view.runner_id] = _Runner(view.runner_id, connection, view, shown, held)
 
-    def want(self, runner_id: str, replicas: Mapping[str, tuple[int, ...]]) -> None:
-        """What a runner should run, and on which devices; nothing else of it takes tasks."""
-        self._wanted[runner_id] = dict(replicas)
+    def want(self, runner_id: str, replicas: Mapping[str, tuple[int, ...]] | None) -> None:
+        """What a runner should run, and on which devices; nothing else of it takes tasks. None: all
+        that it runs takes tasks."""
+        if replicas is None:
+            self._wanted.pop(runner_id, None)
+        else:
+            self._wanted[runner_id] = dict(replicas)
 
     def closed(self, runner_id: str, connection: str, now: float) -> None:
         """A stream broke. Nothing changes when a newer one has taken its place."""
@@ -148,11 +126,14 @@ class Sessions:
             self._wanted.pop(runner_id, None)
         return gone
 
-    def reported(self, runner_id: str, replicas: Sequence[ReplicaView]) -> set[str]:
-        """A runner's replicas as they are now; the models whose replicas changed."""
+    def reported(
+        self, runner_id: str, replicas: Sequence[ReplicaView], state: NodeState, now: float
+    ) -> set[str]:
+        """A runner's replicas and its node as they are now; the models whose replicas changed."""
         runner = self._runners.get(runner_id)
         if runner is None:
             return set()
+        runner.view = replace(runner.view, state=state, heard_at=now)
         before, after = runner.replicas, {replica.name: replica for replica in replicas}
         runner.replicas = after
         names = {*before, *after}
@@ -167,7 +148,7 @@ class Sessions:
     def holds(self, runner_id: str, holdings: tuple[HoldingView, ...]) -> None:
         """What a runner has of models' files now."""
         if (runner := self._runners.get(runner_id)) is not None:
-            runner.holdings = holdings
+            runner.view = replace(runner.view, holdings=holdings)
 
     def leased(self, slot: Slot, lease: LeaseKey) -> bool:
         """Note a lease that was claimed for a slot; False when that session is no longer there, or
@@ -218,9 +199,9 @@ class Sessions:
             runner.connection,
             replica.name,
             limit,
-            runner.device_kind,
-            runner.provider,
-            runner.container,
+            runner.view.device_kind,
+            runner.view.provider,
+            runner.view.container,
         )
 
     def room(self, model: str, now: float) -> Room:
@@ -255,7 +236,7 @@ class Sessions:
 
     def nodes(self) -> list[NodeView]:
         """Every runner, by node."""
-        runners = sorted(self._runners.values(), key=lambda r: (r.node, r.runner_id))
+        runners = sorted(self._runners.values(), key=lambda r: (r.view.node, r.runner_id))
         return [_view(runner) for runner in runners]
 
 
@@ -269,16 +250,10 @@ def _view(runner: _Runner) -> NodeView:
         replace(replica, in_flight=runner.num_leases(replica.name))
         for _, replica in sorted(runner.replicas.items())
     )
-    return NodeView(
-        runner.node,
-        runner.runner_id,
-        runner.lost_at is None,
-        runner.num_devices,
-        replicas,
-        runner.device_kind,
-        runner.provider,
-        runner.container,
+    return replace(
+        runner.view,
+        connected=runner.lost_at is None,
+        replicas=replicas,
         # A heartbeat that was under way for a while makes a clock seem behind: the swiftest counts.
-        max(runner.ahead_s, default=None),
-        runner.holdings,
+        clock_skew_s=max(runner.ahead_s, default=None),
     )

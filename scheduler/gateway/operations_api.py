@@ -1,4 +1,4 @@
-"""What runs, and how much of it: health, models, workers, replicas.
+"""What runs, and how much of it: health, models, nodes, replicas.
 
 ``/ping`` says whether the gateway can accept work, ``/ready`` whether somebody is there to do it.
 """
@@ -57,10 +57,10 @@ async def model(request: web.Request) -> web.Response:
 
 
 @operators_only
-async def workers(request: web.Request) -> web.StreamResponse:
-    """Every node, with its replicas."""
-    nodes = request.app[FRONT].cluster.nodes()
-    return web.json_response({"nodes": [views.node(node) for node in nodes]})
+async def nodes(request: web.Request) -> web.StreamResponse:
+    """Every node, with its replicas, at whichever control plane its runner is."""
+    known = request.app[FRONT].cluster.nodes()
+    return web.json_response({"nodes": [views.node(node) for node in known]})
 
 
 @operators_only
@@ -112,5 +112,5 @@ ROUTES = [
     web.put("/v1/models/{model}/replicas", set_replicas),
     web.delete("/v1/models/{model}/replicas", give_back_replicas),
     web.get("/v1/models/{model}/scale", scale),
-    web.get("/v1/workers", workers),
+    web.get("/v1/nodes", nodes),
 ]

@@ -242,7 +242,11 @@ def tenant(view: TenantView) -> dict[str, Any]:
 
 def node(given: NodeView) -> dict[str, Any]:
     """A node with its replicas."""
-    return {**asdict(given), "in_flight": sum(replica.in_flight for replica in given.replicas)}
+    return {
+        **asdict(given),
+        "in_flight": sum(replica.in_flight for replica in given.replicas),
+        "capacity": sum(replica.capacity for replica in given.replicas),
+    }
 
 
 def to_json(document: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from scheduler.autoscaler.placement import Plan
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SteadyClock
 from scheduler.drift import Finding
+from scheduler.node_book import NodeBook
 from scheduler.task_book import TaskBook
 
 #: What a finding is about that concerns the control plane which looks.
@@ -50,6 +51,7 @@ class Parts:
 
     book: TaskBook
     bulks: BulkBook
+    nodes: NodeBook
     clock: SteadyClock
     cluster: Cluster
     #: What every runner should run, and why fewer run than are wanted, as it was decided last.

@@ -9,6 +9,8 @@ from scheduler.cluster_view import READY, NodeView, ReplicaView
 from scheduler.drift import Finding
 from scheduler.reconciliation.base import Check, Parts
 
+#: Seconds after its runner's last word for which a node's registration is kept.
+NODE_KEPT_S: Final = 24 * 3600.0
 #: Seconds that what runs may differ from what should: runners were told, and carry it out.
 _GRACE_S: Final = 30.0
 
@@ -37,7 +39,8 @@ class StaleRegistrations(Check):
     every_s = 1.0
 
     async def look(self) -> list[Finding]:
-        cluster = self._parts.cluster
+        cluster, clock = self._parts.cluster, self._parts.clock
+        await self._parts.nodes.forget(clock.now() - NODE_KEPT_S)
         silent = [
             Finding(f"runner {runner}", f"said nothing for {for_s:.1f} s")
             for runner, for_s in cluster.dismiss_silent().items()

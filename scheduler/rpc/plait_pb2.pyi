@@ -22,7 +22,7 @@ class RunnerMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "device_kind", "held", "replicas", "provider", "container", "holdings")
+    __slots__ = ("runner_id", "session_id", "node", "protocol", "num_devices", "device_kind", "held", "replicas", "provider", "container", "host", "version", "models", "state", "holdings")
     RUNNER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,10 @@ class Hello(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
     CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     runner_id: str
     session_id: str
@@ -44,8 +48,62 @@ class Hello(_message.Message):
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
     provider: str
     container: str
+    host: str
+    version: str
+    models: _containers.RepeatedScalarFieldContainer[str]
+    state: NodeState
     holdings: _containers.RepeatedCompositeFieldContainer[Holding]
-    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., provider: _Optional[str] = ..., container: _Optional[str] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
+    def __init__(self, runner_id: _Optional[str] = ..., session_id: _Optional[str] = ..., node: _Optional[str] = ..., protocol: _Optional[int] = ..., num_devices: _Optional[int] = ..., device_kind: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., provider: _Optional[str] = ..., container: _Optional[str] = ..., host: _Optional[str] = ..., version: _Optional[str] = ..., models: _Optional[_Iterable[str]] = ..., state: _Optional[_Union[NodeState, _Mapping]] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
+
+class NodeState(_message.Message):
+    __slots__ = ("devices", "cpu_ratio", "memory_used_bytes", "memory_total_bytes", "torchserve", "num_active")
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    CPU_RATIO_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TORCHSERVE_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    cpu_ratio: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    torchserve: TorchServe
+    num_active: int
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., cpu_ratio: _Optional[float] = ..., memory_used_bytes: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., torchserve: _Optional[_Union[TorchServe, _Mapping]] = ..., num_active: _Optional[int] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("index", "kind", "busy_ratio", "memory_used_bytes", "memory_total_bytes")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BUSY_RATIO_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    kind: str
+    busy_ratio: float
+    memory_used_bytes: int
+    memory_total_bytes: int
+    def __init__(self, index: _Optional[int] = ..., kind: _Optional[str] = ..., busy_ratio: _Optional[float] = ..., memory_used_bytes: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ...) -> None: ...
+
+class TorchServe(_message.Message):
+    __slots__ = ("state", "num_restarts", "detail")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UNKNOWN: _ClassVar[TorchServe.State]
+        STARTING: _ClassVar[TorchServe.State]
+        READY: _ClassVar[TorchServe.State]
+        GONE: _ClassVar[TorchServe.State]
+    UNKNOWN: TorchServe.State
+    STARTING: TorchServe.State
+    READY: TorchServe.State
+    GONE: TorchServe.State
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    state: TorchServe.State
+    num_restarts: int
+    detail: str
+    def __init__(self, state: _Optional[_Union[TorchServe.State, str]] = ..., num_restarts: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Holding(_message.Message):
     __slots__ = ("model", "state", "held_bytes", "total_bytes", "bytes_per_s", "detail")
@@ -116,16 +174,18 @@ class Replica(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[_Union[Replica.State, str]] = ..., capacity: _Optional[int] = ..., in_flight: _Optional[int] = ..., device_ids: _Optional[_Iterable[int]] = ..., detail: _Optional[str] = ..., engine_json: _Optional[str] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("held", "replicas", "sent_at", "holdings")
+    __slots__ = ("held", "replicas", "sent_at", "state", "holdings")
     HELD_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     SENT_AT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     held: _containers.RepeatedCompositeFieldContainer[HeldLease]
     replicas: _containers.RepeatedCompositeFieldContainer[Replica]
     sent_at: float
+    state: NodeState
     holdings: _containers.RepeatedCompositeFieldContainer[Holding]
-    def __init__(self, held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., sent_at: _Optional[float] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
+    def __init__(self, held: _Optional[_Iterable[_Union[HeldLease, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., sent_at: _Optional[float] = ..., state: _Optional[_Union[NodeState, _Mapping]] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("task_id", "fence", "seq", "token_ids", "text", "index", "logprobs")

@@ -27,6 +27,7 @@ from scheduler.errors import Unavailable
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.runner.engine_status import forget_status, read_status
 from scheduler.runner.reconcile import Action, State, Verdict, Wanted, decide
+from scheduler.runner.torchserve_health import TorchServeHealth
 from scheduler.runner.weights import Weights, say
 from scheduler.torchserve.archive import ArchiveError, build_replica, parse_replica_name
 from scheduler.torchserve.management import Description, Management, ManagementError
@@ -110,6 +111,8 @@ class Replicas:
         #: None until the control plane has said what it wants: nothing is removed before that.
         self._wanted: dict[str, Wanted] | None = None
         self._known: dict[str, _Status] = {}
+        #: How TorchServe itself is.
+        self.health = TorchServeHealth()
         self._is_reachable = False
         self._wake = asyncio.Event()
         #: Set after the first look: from then on a report tells what really runs.
@@ -175,15 +178,18 @@ class Replicas:
                     status.busy.cancel()
 
     async def _look(self) -> None:
+        start = self._management.start_id()
         try:
             await self._management.renew_keys()
             current = await self._describe_all()
         except (Unavailable, ManagementError) as error:
             self._is_reachable = False
+            self.health.silent(start, str(error))
             for status in self._known.values():
                 self._set(status, pb.Replica.STARTING, str(error))
             return
         self._is_reachable = True
+        self.health.answered(start)
         await self._read_statuses()
         for name in {*current, *(self._wanted or {})}:
             if name not in self._known:

@@ -27,6 +27,7 @@ from handlers.wire import Chunk, Failure, Finish
 from scheduler.clock import Clock
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
+from scheduler.runner import devices
 from scheduler.runner.core import Lease, RunnerCore, Step
 from scheduler.runner.replicas import Listeners, Replicas
 from scheduler.runner.weights import Weights
@@ -66,6 +67,8 @@ class Identity:
     #: Who rents us the container this is in, and what it calls that; empty: nobody.
     provider: str = ""
     container: str = ""
+    #: Version of Plait.
+    version: str = ""
     #: New with each process.
     session_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -111,6 +114,8 @@ class Runner:
         )
         self._weights = weights
         self._heartbeat_s = _DEFAULT_HEARTBEAT_S
+        #: How busy the node was when that was last read.
+        self._reading = pb.NodeState()
         self._work: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._outbox: asyncio.Queue[pb.RunnerMessage] | None = None
         self._is_leaving = False
@@ -127,6 +132,7 @@ class Runner:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._replicas.run(), name="replicas")
                 group.create_task(self._stay_connected(), name="connection")
+                group.create_task(self._read_state(), name="state")
                 try:
                     await asyncio.get_running_loop().create_future()
                 except asyncio.CancelledError:
@@ -210,13 +216,29 @@ class Runner:
             protocol=PROTOCOL,
             num_devices=who.num_devices,
             device_kind=who.device_kind,
-            provider=who.provider,
-            container=who.container,
             held=self._core.held(),
             replicas=self._replicas.report(),
+            provider=who.provider,
+            container=who.container,
+            host=socket.gethostname(),
+            version=who.version,
+            models=sorted(self._configs),
+            state=self._state(),
             holdings=self._holdings(),
         )
         return pb.RunnerMessage(hello=hello)
+
+    async def _read_state(self) -> None:
+        """Read how busy the node is, again and again; a driver that hangs holds up nothing else."""
+        while True:
+            self._reading = await asyncio.to_thread(devices.read)
+            await asyncio.sleep(self._heartbeat_s)
+
+    def _state(self) -> pb.NodeState:
+        state = pb.NodeState(torchserve=self._replicas.health.report())
+        state.MergeFrom(self._reading)
+        state.num_active = len(self._work)
+        return state
 
     async def _beat(self, outbox: asyncio.Queue[pb.RunnerMessage]) -> None:
         while True:
@@ -227,6 +249,7 @@ class Runner:
         beat = pb.Heartbeat(
             held=self._core.held(),
             replicas=self._replicas.report(),
+            state=self._state(),
             holdings=self._holdings(),
             sent_at=self._clock.now(),
         )

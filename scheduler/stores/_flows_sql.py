@@ -96,8 +96,10 @@ class Flows(base.FlowTables):
         self._factors: dict[tuple[str, str], int] = {}
         self._dirty_flows: set[Key] = set()
         self._dirty_bands: set[Key] = set()
-        #: Of the command that runs: what it has replaced, and what it has sent to the database.
+        #: Of the command that runs: what it has replaced, flows that only it has to write, and what
+        #: was sent to the database.
         self._replaced: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._new_flows: set[Key] = set()
         self._sent_flows: set[Key] = set()
         self._sent_bands: set[Key] = set()
 
@@ -106,6 +108,7 @@ class Flows(base.FlowTables):
     def begin(self) -> None:
         """A command begins."""
         self._replaced.clear()
+        self._new_flows.clear()
         self._sent_flows.clear()
         self._sent_bands.clear()
 
@@ -117,8 +120,7 @@ class Flows(base.FlowTables):
             else:
                 kept[key] = before
         # What earlier commands had left to be sent went with it, if it was sent meanwhile.
-        dirty = self._dirty_flows | self._sent_flows
-        self._dirty_flows = {key for key in dirty if key in self._flows}
+        self._dirty_flows = (self._dirty_flows | self._sent_flows) - self._new_flows
         self._dirty_bands |= self._sent_bands
         self._turns.clear()
         self._tenants.clear()
@@ -168,6 +170,8 @@ class Flows(base.FlowTables):
         key = (flow.model, flow.priority_class, flow.tenant)
         self._replaced.append((self._flows, key, self._flows.get(key)))
         self._flows[key] = flow
+        if key not in self._dirty_flows and key not in self._sent_flows:
+            self._new_flows.add(key)
         self._dirty_flows.add(key)
         turns = self._turns.get(key[:2])
         if turns is not None:

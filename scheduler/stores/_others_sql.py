@@ -17,7 +17,7 @@ _BULK_COLUMNS: Final = ", ".join(Bulk.__struct_fields__)
 _BULKS: Final = f"SELECT {_BULK_COLUMNS} FROM bulks"
 _PUT_BULK: Final = upsert("bulks", _BULK_COLUMNS, 1)
 _UNFINISHED: Final = ", ".join(f"'{state.value}'" for state in TaskState if not state.is_final)
-_KEY_COLUMNS: Final = "id, tenant, role, secret_hash, created_at, name, revoked_at"
+_KEY_COLUMNS: Final = "id, tenant, role, secret_hash, created_at, name, revoked_at, expires_at"
 _PUT_KEY: Final = upsert("tenant_keys", _KEY_COLUMNS, 1)
 
 
@@ -77,9 +77,8 @@ class Others(Tasks, base.OtherTables):
         return len(ids)
 
     def put_key(self, key: Key) -> None:
-        role, revoked = key.role.value, key.revoked_at
-        values = (key.id, key.tenant, role, key.secret_hash, key.created_at, key.name, revoked)
-        self._db.write(_PUT_KEY, *values)
+        plain = (key.id, key.tenant, key.role.value, key.secret_hash, key.created_at, key.name)
+        self._db.write(_PUT_KEY, *plain, key.revoked_at, key.expires_at)
 
     def key(self, key_id: str) -> Key | None:
         row = self._db.row(f"SELECT {_KEY_COLUMNS} FROM tenant_keys WHERE id = ?", key_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import psycopg
@@ -37,18 +38,20 @@ def merged(news: Sequence[News]) -> News:
         tuple(dict.fromkeys(model for each in news for model in each.models)),
         tuple(lease for each in news for lease in each.ended_leases),
         any(each.has_desired for each in news),
+        any(each.has_nodes for each in news),
     )
 
 
 def encode(sender: str, news: News) -> str:
     """The text of a notification."""
-    no_ids = News(None, news.models, news.ended_leases, news.has_desired)
+    no_ids = replace(news, task_ids=None)
     for each in (news, no_ids):
         fields = {
             "t": each.task_ids,
             "m": each.models,
             "l": each.ended_leases,
             "d": each.has_desired or (),
+            "n": each.has_nodes or (),
         }
         # Empty fields are left out.
         text = _dump({"s": sender, **{k: v for k, v in fields.items() if v != ()}})
@@ -73,6 +76,7 @@ def decode(text: str) -> tuple[str, News | None]:
             tuple(map(str, document.get("m", ()))),
             tuple((str(task), int(fence), str(runner)) for task, fence, runner in leases),
             bool(document.get("d")),
+            bool(document.get("n")),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"no news of a control plane: {error}") from error

@@ -8,13 +8,14 @@ from scheduler.stores import base
 from scheduler.stores._connection import Connection, Row
 from scheduler.stores._containers_sql import Containers
 from scheduler.stores._flows_sql import Flows
+from scheduler.stores._nodes_sql import Nodes
 from scheduler.stores._others_sql import Others
 from scheduler.stores._row_checks_sql import RowChecks
 from scheduler.stores._scaling_sql import Scaling
 from scheduler.stores._tasks_sql import Tasks
 
 
-class Transaction(RowChecks, Others, Scaling, Containers, base.Transaction):
+class Transaction(RowChecks, Others, Scaling, Containers, Nodes, base.Transaction):
     """The statements, on one connection."""
 
     def __init__(self, db: Connection, tell: Callable[[base.News], None] | None = None) -> None:

@@ -18,6 +18,7 @@ from scheduler.bulk import Bulk
 from scheduler.container import ContainerOrder, Flakiness
 from scheduler.flow import Ahead, Band, Flow, Tenant
 from scheduler.keys import Key
+from scheduler.registration import Leadership, Placement, Registration
 from scheduler.scaling import Measure, ModelLoad, ScaleDecision
 from scheduler.task import Attempt, JournalChunk, Task, TaskState
 
@@ -36,6 +37,8 @@ class News:
     ended_leases: tuple[tuple[str, int, str], ...] = ()
     #: Whether operators have set what should run.
     has_desired: bool = False
+    #: Whether a node came, went, changed, or is to run something else.
+    has_nodes: bool = False
 
 
 #: A flow: model, priority class, tenant.
@@ -408,8 +411,43 @@ class ContainerTables(Protocol):
     def put_provider_note(self, note: Flakiness) -> None: ...
 
 
+class NodeTables(Protocol):
+    """Nodes, what they are to run, and which control plane decides that."""
+
+    def put_registration(self, registration: Registration) -> None: ...
+
+    def registration(self, runner_id: str) -> Registration | None: ...
+
+    def registrations(self) -> list[Registration]:
+        """By node and runner."""
+        ...
+
+    def delete_registration(self, runner_id: str) -> None: ...
+
+    def put_placement(self, placement: Placement) -> None: ...
+
+    def placements(self) -> list[Placement]:
+        """By runner."""
+        ...
+
+    def delete_placement(self, runner_id: str) -> None: ...
+
+    def leadership(self, role: str) -> Leadership:
+        """A role that nobody ever had is held by nobody, in epoch 0."""
+        ...
+
+    def put_leadership(self, leadership: Leadership) -> None: ...
+
+
 class Transaction(
-    TaskTables, FlowTables, OtherTables, ScalingTables, RowChecks, ContainerTables, Protocol
+    TaskTables,
+    FlowTables,
+    OtherTables,
+    ScalingTables,
+    RowChecks,
+    ContainerTables,
+    NodeTables,
+    Protocol,
 ):
     """Reads and writes of one command. It is valid only while the command runs."""
 

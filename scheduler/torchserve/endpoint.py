@@ -79,6 +79,14 @@ class Endpoint:
         """When the key stops being taken, in seconds since the epoch."""
         return datetime.fromisoformat(self._keys.read()[key]["expiration time"]).timestamp()
 
+    def start_id(self) -> tuple[int, int] | None:
+        """Differs from one start of TorchServe to the next; None: it was never started."""
+        try:
+            status = self._ports.path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_ino
+
     def forget(self) -> None:
         """Read the files again at the next use: what they said was refused."""
         self._keys.document = None

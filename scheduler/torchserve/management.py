@@ -69,6 +69,10 @@ class Management:
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
 
+    def start_id(self) -> tuple[int, int] | None:
+        """Differs from one start of TorchServe to the next; None: it was never started."""
+        return self._endpoint.start_id()
+
     async def close(self) -> None:
         """Close every connection."""
         if self._session is not None:

@@ -185,7 +185,7 @@ class System(Plait):
 
     def stage(self, model: str, index: int) -> psutil.Process:
         """The process that runs one stage of the model, as the engine's status names it."""
-        for node in self.get("/v1/workers")["nodes"]:
+        for node in self.get("/v1/nodes")["nodes"]:
             for replica in node["replicas"]:
                 if replica["model"] == model and replica.get("engine"):
                     return psutil.Process(replica["engine"]["stages"][index]["pid"])

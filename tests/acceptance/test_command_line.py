@@ -52,7 +52,7 @@ def test_models_and_workers_show_what_runs(system: System) -> None:
 
 def test_scaling_adds_a_replica_that_works_and_drains_one_that_does(system: System) -> None:
     def ready() -> set[str]:
-        nodes = system.get("/v1/workers")["nodes"]
+        nodes = system.get("/v1/nodes")["nodes"]
         replicas = [r for node in nodes for r in node["replicas"] if r["model"] == "solo"]
         return {r["name"] for r in replicas if r["state"] == "ready"}
 

@@ -85,7 +85,7 @@ def test_a_client_that_leaves_its_stream_frees_the_slot_within_a_second(system: 
     answer.close()
 
     def is_free() -> bool:
-        nodes = system.get("/v1/workers")["nodes"]
+        nodes = system.get("/v1/nodes")["nodes"]
         return not any(r["in_flight"] for n in nodes for r in n["replicas"] if r["model"] == "demo")
 
     wait_for("the slot to be free", is_free, timeout_s=1.0)

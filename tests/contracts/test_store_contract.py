@@ -130,7 +130,7 @@ async def test_a_command_that_raises_takes_back_what_it_did_to_flows_and_bands(
 
     def fail(tx: Transaction) -> None:
         tx.put_flow(changed(before, virtual_time=9))
-        tx.put_flow(flow("new", num_queued=3))
+        tx.put_flow(changed(tx.flow(MODEL, DEFAULT_CLASS, "new"), num_queued=3))
         tx.next_flow(MODEL, DEFAULT_CLASS)
         tx.put_band(changed(band, virtual_time=8))
         raise LookupError
@@ -199,7 +199,7 @@ async def test_keys_are_listed_by_tenant_and_found_by_id(store: Store) -> None:
     assert await store.read(lambda tx: tx.keys(None)) == [key, revoked]
     found = await store.read(lambda tx: (tx.key("k1"), tx.key("k2"), tx.key("k3")))
     assert found == (key, revoked, None)
-    assert [each is not None and each.opens_with("secret") for each in found] == [
+    assert [each is not None and each.opens_with("secret", 0.0) for each in found] == [
         True,
         False,
         False,

@@ -19,6 +19,7 @@ from scheduler.bulk import Bulk
 from scheduler.container import ContainerOrder, Flakiness
 from scheduler.flow import Band, Flow, Tenant
 from scheduler.keys import Key
+from scheduler.registration import Leadership, Placement, Registration
 from scheduler.scaling import Measure, ScaleDecision
 from scheduler.stores import sqlite
 from scheduler.task import Attempt, JournalChunk, Task
@@ -38,7 +39,7 @@ TABLES: Final[dict[str, tuple[type | None, str]]] = {
     "bands": (Band, "All flows of one class for one model."),
     "pools": (None, "A model."),
     "tenants": (Tenant, "What operators have set of a tenant."),
-    "tenant_keys": (Key, "A key of a tenant or of an operator."),
+    "tenant_keys": (Key, "A key of a tenant or of an operator, or a join token of runners."),
     "classes": (None, "A priority class whose weight an operator has set."),
     "cost_factors": (None, "A kind of device whose cost an operator has set."),
     "desired_replicas": (None, "A model whose number of replicas an operator has set."),
@@ -47,6 +48,9 @@ TABLES: Final[dict[str, tuple[type | None, str]]] = {
     "scale_decisions": (ScaleDecision, "A decision on how many replicas a model needs."),
     "container_orders": (ContainerOrder, "A place of a provider, and the container that fills it."),
     "provider_ledger": (Flakiness, "What was noted of a provider's containers of one class."),
+    "nodes": (Registration, "A runner with its node, as it last said it is."),
+    "placements": (Placement, "What the leader has decided that a runner is to run."),
+    "leaders": (Leadership, "Which of several control planes decides for all."),
     "batches": (None, "One row, by which control planes see that another has written."),
     "alembic_version": (None, "One row: the version of the schema."),
 }
@@ -95,7 +99,7 @@ COLUMNS: Final = {
     "tenants.weight_permille": "Its share beside others, in thousandths.",
     "tenants.classes": "Classes its tasks may be in, separated by blanks; NULL: all.",
     "tenants.allowance_at": "When that was so.",
-    "tenant_keys.role": "What it opens: `tenant` or `operator`.",
+    "tenant_keys.role": "What it opens: `tenant`, `operator` or `node`.",
     "tenant_keys.created_at": "When it was made.",
     "classes.weight_permille": "Its share beside other classes, in thousandths.",
     "cost_factors.device_kind": "As runners report it.",
@@ -113,6 +117,8 @@ COLUMNS: Final = {
     "container_orders.generation": "Grows with each container that is ordered for the place.",
     "container_orders.state": "`ordered`, `up`, `leaving`, `removing` or `gone`.",
     "provider_ledger.provider": "As in the orders.",
+    "nodes.runner_id": "Stable over restarts of the runner.",
+    "placements.runner_id": "The runner.",
     "batches.id": "1.",
     "batches.num_committed": "Batches of commands that were committed.",
     "alembic_version.version_num": "The last migration that was run.",

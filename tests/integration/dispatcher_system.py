@@ -14,6 +14,7 @@ from scheduler.autoscaler.placement import Plan
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SteadyClock, SystemClock
 from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
+from scheduler.node_book import NodeBook
 from scheduler.reconciliation.base import Parts
 from scheduler.reconciliation.checks import all_checks
 from scheduler.reconciliation.service import Reconciliation
@@ -144,9 +145,10 @@ async def control_plane(
     machine = JumpingClock()
     clock = SteadyClock(machine)
     book = TaskBook(store, clock, lease_ttl_s=10)
-    dispatcher = Dispatcher(book, clock, poll_s=poll_s, **options)
+    nodes = NodeBook(book.ledger, "plane")
+    dispatcher = Dispatcher(book, nodes, clock, poll_s=poll_s, **options)
     bulks = BulkBook(book.ledger, book.rules, book.new_id)
-    parts = Parts(book, bulks, clock, dispatcher, lambda: Plan({}))
+    parts = Parts(book, bulks, nodes, clock, dispatcher, lambda: Plan({}))
     reconciliation = Reconciliation(all_checks(parts), clock, tick_s=poll_s)
     await reconciliation.look()
     running = [asyncio.create_task(each.run()) for each in (dispatcher, reconciliation)]

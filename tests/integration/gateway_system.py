@@ -32,6 +32,7 @@ from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
 from scheduler.gateway.pressure import Pressure
 from scheduler.gateway.tokens import open_counters
+from scheduler.node_book import NodeBook
 from scheduler.operations import Operations
 from scheduler.reconciliation.base import Parts
 from scheduler.reconciliation.checks import all_checks
@@ -241,7 +242,8 @@ class GatewaySystem:
         await self.pressure.look()
         speedometer = Speedometer(self.book.ledger, self.cluster)
         bulks = BulkBook(self.book.ledger, self.book.rules, self.book.new_id)
-        parts = Parts(self.book, bulks, clock, self.cluster, lambda: Plan({}))
+        nodes = NodeBook(self.book.ledger, "plane")
+        parts = Parts(self.book, bulks, nodes, clock, self.cluster, lambda: Plan({}))
         #: Not running: what it finds is found when a test asks for it.
         self.reconciliation = Reconciliation(all_checks(parts), clock)
         self.front = Front(

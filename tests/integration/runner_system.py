@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import grpc
 
 from handlers.model_config import ModelConfig, Source
 from handlers.scale_section import Scale
+from scheduler.autoscaler.leader import Leader
 from scheduler.autoscaler.scaler import Scaler
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.bulk_book import BulkBook
@@ -21,11 +23,13 @@ from scheduler.dispatcher.service import SERVER_OPTIONS, Dispatcher
 from scheduler.fair_queue import FairQueue
 from scheduler.flow import DEFAULT_CLASS
 from scheduler.moves import Preemption, Rules
+from scheduler.node_book import NodeBook
 from scheduler.operations import Operations
 from scheduler.policies import virtual_time
 from scheduler.reconciliation.base import Parts
 from scheduler.reconciliation.checks import all_checks
 from scheduler.reconciliation.service import Reconciliation
+from scheduler.registry import Registry
 from scheduler.rpc import plait_pb2_grpc as rpc
 from scheduler.runner.service import Identity, Runner
 from scheduler.speedometer import Speedometer
@@ -100,21 +104,30 @@ class Control(Running):
         clock = SteadyClock(CLOCK)
         self.book = TaskBook(self.store, clock, lease_ttl_s=self.lease_ttl_s, rules=rules)
         self.operations = Operations(self.book.ledger, self.book.rules.queue)
+        nodes = NodeBook(self.book.ledger, secrets.token_hex(4))
         self.dispatcher = Dispatcher(
-            self.book, clock, lease_ttl_s=self.lease_ttl_s, heartbeat_s=0.2, poll_s=0.1
+            self.book, nodes, clock, lease_ttl_s=self.lease_ttl_s, heartbeat_s=0.2, poll_s=0.1
         )
+        self.registry = Registry(
+            nodes, clock, self.dispatcher, lease_ttl_s=self.lease_ttl_s, look_s=0.5
+        )
+        await self.registry.open()
         configs = {"counting": config(scale=self.scale)}
         self.speedometer = Speedometer(self.book.ledger, self.dispatcher)
         scaler = Scaler(configs, self.book.ledger, self.speedometer, period_s=0.2)
-        sidecar = Sidecar(configs, scaler, self.dispatcher, self.book.clear, clock, reconcile_s=0.2)
+        leader = Leader(nodes, clock, term_s=1.0)
+        sidecar = Sidecar(
+            configs, scaler, self.registry, leader, self.book.clear, clock, reconcile_s=0.2
+        )
         self.book.ledger.on_queued(sidecar.has_queued)
         bulks = BulkBook(self.book.ledger, rules, self.book.new_id)
         parts = Parts(
-            self.book, bulks, clock, self.dispatcher, lambda: sidecar.plan, heartbeat_s=0.2
+            self.book, bulks, nodes, clock, self.dispatcher, lambda: sidecar.plan, heartbeat_s=0.2
         )
         self.reconciliation = Reconciliation(all_checks(parts), clock, tick_s=0.1)
         await self.reconciliation.look()
         self.start(self.dispatcher.run())
+        self.start(self.registry.run())
         self.start(self.reconciliation.run())
         self.start(sidecar.run())
         self.start(self.speedometer.run())

@@ -149,7 +149,7 @@ def test_the_cluster_is_shown_and_set(client: Client) -> None:
     assert client.is_ready()
     names = [model["name"] for model in client.models()["models"]]
     assert names == ["demo", "encoder", "labeller", "asleep", "elastic"]
-    assert client.workers()["nodes"][0]["node"] == "here"
+    assert client.nodes()["nodes"][0]["node"] == "here"
     assert client.scale("demo", 2)["desired_replicas"] == 2
     assert client.explain_scale("demo")["decided_by"] == "operator"
     assert client.scale_by_work("demo")["desired_replicas"] == 1

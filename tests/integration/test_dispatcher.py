@@ -8,6 +8,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from scheduler.cluster_view import Placed
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.task import Task, TaskState
 from tests.integration.dispatcher_system import (
@@ -233,7 +234,7 @@ async def test_a_newer_stream_of_a_runner_ends_the_older(control: Control) -> No
 
 
 async def test_what_a_runner_is_to_run_is_said_again_after_a_hello(control: Control) -> None:
-    control.dispatcher.want("one", [pb.DesiredReplica(name="demo__r0", model="demo")])
+    control.dispatcher.want("one", [Placed("demo__r0", "demo")])
 
     stream = await control.welcomed()
 

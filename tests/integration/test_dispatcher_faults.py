@@ -11,6 +11,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from scheduler.cluster_view import Placed
 from scheduler.errors import StoreUnavailable
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.task import Task, TaskState
@@ -85,7 +86,7 @@ async def test_a_replica_that_is_to_go_is_granted_nothing_before_it_says_so(
     await stream.say(heartbeat(("nobody", 7)))
     await stream.hears_nothing("grant", until="cancel")
 
-    control.dispatcher.want("one", [pb.DesiredReplica(name="demo__r0", model="demo")])
+    control.dispatcher.want("one", [Placed("demo__r0", "demo")])
     await stream.hear("grant")
 
 

@@ -228,7 +228,7 @@ async def test_models_show_their_replicas(http: aiohttp.ClientSession) -> None:
 
 
 async def test_workers_show_their_devices(http: aiohttp.ClientSession) -> None:
-    node = (await (await http.get("/v1/workers")).json())["nodes"][0]
+    node = (await (await http.get("/v1/nodes")).json())["nodes"][0]
 
     assert (node["node"], node["connected"], node["num_devices"]) == ("here", True, 2)
     assert node["replicas"][0]["device_ids"] == [0, 1]

@@ -52,7 +52,7 @@ class Control(ControlPlane):
 
         def look() -> list[Any] | None:
             there = self.get("/v1/containers")["containers"]
-            nodes = self.get("/v1/workers")["nodes"]
+            nodes = self.get("/v1/nodes")["nodes"]
             ready = {
                 n["runner_id"]
                 for n in nodes

@@ -331,7 +331,7 @@ async def test_without_a_key_only_health_is_told(locked: GatewaySystem) -> None:
 
 OPERATORS_PATHS = [
     ("GET", "/v1/tasks?all=true"),
-    ("GET", "/v1/workers"),
+    ("GET", "/v1/nodes"),
     ("PUT", "/v1/models/demo/replicas"),
     ("GET", "/v1/tenants"),
     ("GET", "/v1/tenants/blue"),

@@ -16,6 +16,7 @@ from scheduler.cluster_view import NodeView
 from scheduler.drift import Finding, Tally
 from scheduler.ids import IdSource
 from scheduler.moves import Rules
+from scheduler.node_book import NodeBook
 from scheduler.reconciliation.base import Parts
 from scheduler.reconciliation.checks import all_checks
 from scheduler.reconciliation.service import Reconciliation
@@ -104,6 +105,7 @@ class Drifting:
         parts = Parts(
             self.book,
             self.bulks,
+            NodeBook(self.book.ledger, "plane"),
             self.clock,
             self.cluster,
             lambda: self.plan,

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from scheduler.autoscaler.placement import Placed, Plan
-from scheduler.cluster_view import ReplicaView
+from scheduler.autoscaler.placement import Plan
+from scheduler.cluster_view import NodeView, Placed, ReplicaView
 from scheduler.dispatcher.service import Dispatcher
 from scheduler.drift import Finding
+from scheduler.node_book import NodeBook
+from scheduler.reconciliation.cluster import NODE_KEPT_S
 from tests.unit.drifting_store import Drifting, drifting, node
 
 
@@ -119,7 +121,8 @@ async def test_runners_that_are_gone_are_forgotten(store: Drifting) -> None:
 
 
 async def test_nobody_counts_as_silent_while_it_is_we_who_did_not_listen(store: Drifting) -> None:
-    dispatcher = Dispatcher(store.book, store.clock, lease_ttl_s=10.0, heartbeat_s=2.0)
+    nodes = NodeBook(store.book.ledger, "plane")
+    dispatcher = Dispatcher(store.book, nodes, store.clock, lease_ttl_s=10.0, heartbeat_s=2.0)
     dispatcher.dismiss_silent()
     link = type("Link", (), {"heard_at": store.clock.monotonic(), "runner_id": "r1"})()
     dispatcher._links["r1"] = link
@@ -129,3 +132,15 @@ async def test_nobody_counts_as_silent_while_it_is_we_who_did_not_listen(store: 
     assert dispatcher.dismiss_silent() == {}
     with pytest.raises(AttributeError):  # it would be ended, if it were a stream
         dispatcher.dismiss_silent()
+
+
+async def test_a_node_that_has_been_away_for_long_is_forgotten(store: Drifting) -> None:
+    nodes = NodeBook(store.book.ledger, "plane")
+    now = store.clock.now()
+    for name, heard_at in (("old", now - NODE_KEPT_S - 1), ("new", now)):
+        await nodes.arrive(NodeView(name, name, True, 0, heard_at=heard_at))
+
+    await store.found()
+
+    registrations, _ = await nodes.read()
+    assert [each.node for each in registrations] == ["new"]

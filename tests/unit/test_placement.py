@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from handlers.model_config import ModelConfig
-from scheduler.autoscaler.placement import Placed, Plan, Trait, place
-from scheduler.cluster_view import NodeView, ReplicaView
+from scheduler.autoscaler.placement import Plan, Trait, place
+from scheduler.cluster_view import NodeView, Placed, ReplicaView
 from scheduler.testing.models import config
 
 GPU = config(device_type="gpu")

@@ -11,11 +11,13 @@ import pytest
 import pytest_asyncio
 
 from handlers.scale_section import Scale
-from scheduler.autoscaler.placement import Placed, place
+from scheduler.autoscaler.leader import Leader
+from scheduler.autoscaler.placement import place
 from scheduler.autoscaler.scaler import Scaler
 from scheduler.autoscaler.sidecar import Sidecar
 from scheduler.clock import ManualClock
-from scheduler.cluster_view import NodeView, ReplicaView
+from scheduler.cluster_view import NodeView, Placed, ReplicaView
+from scheduler.node_book import NodeBook
 from scheduler.operations import Operations
 from scheduler.records import changed
 from scheduler.scaling import MAX_DECISIONS, Measure, ScaleDecision
@@ -52,7 +54,12 @@ class Plant:
 
     def on_nodes_changed(self, listener: Any) -> None: ...
 
-    def want(self, runner_id: str, replicas: Any) -> None: ...
+    def placed(self) -> Mapping[str, Sequence[Placed]]:
+        return self.placing
+
+    async def place(self, epoch: int, wanted: Mapping[str, Sequence[Placed]]) -> bool:
+        self.placing = wanted
+        return True
 
     async def look(self, times: int = 1, *, is_ready: bool = True) -> int:
         """Every five seconds; how many are wanted after the last one."""
@@ -238,7 +245,10 @@ async def test_what_there_is_no_room_for_is_missing_beyond_what_was_planned(plan
 
     async def park(*_: str) -> None: ...
 
-    sidecar = Sidecar(plant.configs, plant.scaler, plant, park, plant.clock, reconcile_s=0.001)
+    leader = Leader(NodeBook(plant.ledger, "plane"), plant.clock, term_s=6.0)
+    sidecar = Sidecar(
+        plant.configs, plant.scaler, plant, leader, park, plant.clock, reconcile_s=0.001
+    )
     running = asyncio.create_task(sidecar.run())
 
     def missing() -> Mapping[str, int]:

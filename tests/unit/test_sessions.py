@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.cluster_view import ReplicaView
+from scheduler.cluster_view import NodeState, NodeView, ReplicaView
 from scheduler.dispatcher.sessions import LeaseKey, Room, Sessions, Slot
 
 
@@ -20,8 +20,8 @@ def connect(
     connection: str = "1",
     leases: dict[LeaseKey, str] | None = None,
 ) -> None:
-    shown = replicas or (replica(),)
-    sessions.opened(runner, connection, f"node of {runner}", 0, shown, leases or {})
+    view = NodeView(f"node of {runner}", runner, True, 0, replicas or (replica(),))
+    sessions.opened(view, connection, leases or {})
 
 
 def take(sessions: Sessions, slot: Slot | None, task_id: str) -> LeaseKey:
@@ -39,7 +39,7 @@ def sessions() -> Sessions:
 def test_what_an_engine_tells_of_itself_is_shown_and_wakes_nobody(sessions: Sessions) -> None:
     connect(sessions)
 
-    changed = sessions.reported("one", [replica(engine={"epoch": 2})])
+    changed = sessions.reported("one", [replica(engine={"epoch": 2})], NodeState(), 0.0)
 
     assert changed == set()
     assert sessions.nodes()[0].replicas[0].engine == {"epoch": 2}
@@ -181,7 +181,9 @@ def test_a_runner_that_stays_away_is_forgotten(sessions: Sessions) -> None:
 def test_a_report_names_the_models_that_changed(sessions: Sessions) -> None:
     connect(sessions, "one", replica(state="starting"), replica("other__r0", model="other"))
 
-    changed = sessions.reported("one", [replica(), replica("other__r0", model="other")])
+    changed = sessions.reported(
+        "one", [replica(), replica("other__r0", model="other")], NodeState(), 0.0
+    )
 
     assert changed == {"demo"}
 
@@ -189,13 +191,13 @@ def test_a_report_names_the_models_that_changed(sessions: Sessions) -> None:
 def test_a_report_that_only_counts_differently_changes_nothing(sessions: Sessions) -> None:
     connect(sessions)
 
-    assert sessions.reported("one", [replica(in_flight=3)]) == set()
+    assert sessions.reported("one", [replica(in_flight=3)], NodeState(), 0.0) == set()
 
 
 def test_a_replica_that_is_gone_changes_its_model(sessions: Sessions) -> None:
     connect(sessions)
 
-    assert sessions.reported("one", []) == {"demo"}
+    assert sessions.reported("one", [], NodeState(), 0.0) == {"demo"}
     assert sessions.next_slot("demo") is None
 
 
@@ -234,7 +236,7 @@ def test_a_slot_of_a_replica_that_vanished_meanwhile_is_refused(sessions: Sessio
     slot = sessions.next_slot("demo")
     assert slot is not None
 
-    sessions.reported("one", [])
+    sessions.reported("one", [], NodeState(), 0.0)
 
     assert not sessions.leased(slot, LeaseKey("a", 1))
 
@@ -285,6 +287,6 @@ def test_what_ends_on_a_replica_that_takes_nothing_makes_no_room(sessions: Sessi
     lease = take(sessions, sessions.next_slot("demo"), "a")
     sessions.progressed("one", lease, 0, now=1.0)
 
-    sessions.reported("one", [replica(state="draining")])
+    sessions.reported("one", [replica(state="draining")], NodeState(), 0.5)
 
     assert sessions.room("demo", now=1.0) == Room(free=0, capacity=0)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from scheduler.errors import StartupError
 
 #: The newest version; a test compares it with the files.
-HEAD: Final = "0007"
+HEAD: Final = "0008"
 #: Where Alembic notes the version of a database.
 VERSION_QUERY: Final = "SELECT version_num FROM alembic_version"
 

@@ -137,7 +137,7 @@ class Run:
         self._tell(f"{len(self._cluster.nodes)} nodes are ready")
 
     async def _num_connected(self, session: aiohttp.ClientSession) -> int:
-        workers = await self._call(session, "GET", "/v1/workers")
+        workers = await self._call(session, "GET", "/v1/nodes")
         return sum(node["connected"] for node in workers["nodes"]) if workers else 0
 
     async def _is_ready(self, session: aiohttp.ClientSession) -> bool:
@@ -149,7 +149,7 @@ class Run:
             at = self.history.now()
             num_whole = self._cluster.num_whole_nodes()
             model = await self._call(session, "GET", f"/v1/models/{MODEL}")
-            workers = await self._call(session, "GET", "/v1/workers")
+            workers = await self._call(session, "GET", "/v1/nodes")
             connected = workers and sum(node["connected"] for node in workers["nodes"])
             in_flight = workers and sum(node["in_flight"] for node in workers["nodes"])
             self.history.add(

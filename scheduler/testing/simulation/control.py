@@ -15,6 +15,7 @@ from scheduler.clock import SteadyClock
 from scheduler.dispatcher.service import Dispatcher
 from scheduler.ids import IdSource
 from scheduler.moves import Rules
+from scheduler.node_book import NodeBook
 from scheduler.operations import Operations
 from scheduler.reconciliation.base import Parts
 from scheduler.reconciliation.checks import all_checks
@@ -57,12 +58,19 @@ class ControlPlane:
             store, clock, lease_ttl_s=rules.lease_ttl_s, rules=rules, new_id=new_id
         )
         self.operations = Operations(self.book.ledger, rules.queue)
+        nodes = NodeBook(self.book.ledger, f"{rng.getrandbits(32):08x}")
         self._dispatcher = Dispatcher(
-            self.book, clock, lease_ttl_s=LEASE_TTL_S, heartbeat_s=HEARTBEAT_S
+            self.book, nodes, clock, lease_ttl_s=LEASE_TTL_S, heartbeat_s=HEARTBEAT_S
         )
         bulks = BulkBook(self.book.ledger, rules, new_id)
         parts = Parts(
-            self.book, bulks, clock, self._dispatcher, lambda: Plan({}), heartbeat_s=HEARTBEAT_S
+            self.book,
+            bulks,
+            nodes,
+            clock,
+            self._dispatcher,
+            lambda: Plan({}),
+            heartbeat_s=HEARTBEAT_S,
         )
         self._reconciliation = Reconciliation(all_checks(parts), clock)
         process.start(self._reconciliation.run())
