@@ -8,10 +8,16 @@ sets the time.
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 _LIBRARY: Final = "vendor/libfaketime/src/libfaketime.so.1"
+#: Where the library keeps a file and a semaphore for each process, by its id.
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # the library chooses it
+_LEFT: Final = re.compile(r"(?:faketime_shm|sem\.faketime_sem)_(\d+)")
 
 
 def library() -> Path | None:
@@ -21,6 +27,16 @@ def library() -> Path | None:
         return None
     path = Path(spec.origin).parent / _LIBRARY
     return path if path.is_file() else None
+
+
+def sweep(folder: Path = _SHARED_MEMORY) -> int:
+    """Remove what processes that were killed have left there; how many files."""
+    count = 0
+    for path in folder.glob("*faketime_*"):
+        if (match := _LEFT.fullmatch(path.name)) and not psutil.pid_exists(int(match[1])):
+            path.unlink(missing_ok=True)
+            count += 1
+    return count
 
 
 class FakeClock:
@@ -52,6 +68,4 @@ class FakeClock:
             # Its way with waits on the monotonic clock, for old versions of glibc, has threads
             # that wait for the interpreter's lock spin: a tenth of the hand-overs were left.
             "FAKETIME_FORCE_MONOTONIC_FIX": "0",
-            # Nothing is shared between processes, so nothing is left behind by one that is killed.
-            "FAKETIME_DISABLE_SHM": "1",
         }

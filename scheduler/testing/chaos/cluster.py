@@ -86,6 +86,7 @@ class Cluster:
         await self.control.stop()
         for cable in (self.front, *(node.cable for node in self.nodes)):
             await cable.close()
+        clockwork.sweep()
 
     def num_whole_nodes(self) -> int:
         return sum(node.is_whole() for node in self.nodes)
