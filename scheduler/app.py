@@ -20,7 +20,7 @@ from rich.console import Console
 
 from handlers import model_config
 from handlers.model_config import ModelConfig, ModelConfigError
-from scheduler import provider_config, startup
+from scheduler import join_token, provider_config, startup
 from scheduler.clock import SystemClock
 from scheduler.control_plane import open_control
 from scheduler.downloader.cache import Cache
@@ -203,8 +203,8 @@ def _torchserve_program(settings: Settings) -> Program:
 
 
 def _own_program(settings: Settings, name: str) -> Program:
-    store = settings.store.get_secret_value()
-    secrets = {f"{PREFIX}STORE": store} if name == "control" else {}
+    needed = {"control": ("store", "join_token"), "runner": ("join_token",)}.get(name, ())
+    secrets = {f"{PREFIX}{n.upper()}": getattr(settings, n).get_secret_value() for n in needed}
     variables = _variables(settings, secrets=name == "control")
     return Program(
         name=name,
@@ -270,7 +270,17 @@ async def _runner(
         ahead = _prefetched(settings)
         weights = Weights(fetcher, cache, configs, identity.runner_id, clock, ahead)
         runner = Runner(
-            identity, target, inference, management, configs, store, clock, weights=weights
+            identity,
+            target,
+            inference,
+            management,
+            configs,
+            store,
+            clock,
+            weights=weights,
+            join_token=lambda: (
+                settings.join_token.get_secret_value() or join_token.read(settings.state)
+            ),
         )
         yield [runner.run(), fetcher.run()]
 

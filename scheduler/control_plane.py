@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import grpc.aio
 
 from handlers.model_config import ModelConfig
-from scheduler import interpreter, plugins, policies, provider_config
+from scheduler import interpreter, join_token, plugins, policies, provider_config
 from scheduler.autoscaler.container_keeper import ContainerKeeper
 from scheduler.autoscaler.leader import Leader
 from scheduler.autoscaler.placement import Plan
@@ -30,6 +30,7 @@ from scheduler.fair_queue import FairQueue
 from scheduler.gateway.front import Front
 from scheduler.gateway.grpc_tasks import attach, server_options
 from scheduler.gateway.http import open_http
+from scheduler.gateway.keyring import Keyring
 from scheduler.gateway.pressure import Pressure, free_bytes
 from scheduler.gateway.tokens import open_counter
 from scheduler.ids import IdSource
@@ -72,6 +73,8 @@ async def open_control(
         new_id = IdSource(clock)
         book = TaskBook(store, clock, lease_ttl_s=settings.lease_ttl_s, rules=rules, new_id=new_id)
         nodes = NodeBook(book.ledger, f"{socket.gethostname()}-{secrets.token_hex(4)}")
+        operations = Operations(book.ledger, rules.queue)
+        keyring = Keyring(operations, clock, is_required=settings.require_keys)
         reliance = Reliance()
         dispatcher = Dispatcher(
             book,
@@ -81,10 +84,10 @@ async def open_control(
             heartbeat_s=settings.heartbeat_s,
             reliance=reliance,
             journal_interval_s=settings.journal_interval_s,
+            admit=keyring.admit_runner,
         )
         registry = Registry(nodes, clock, dispatcher, lease_ttl_s=settings.lease_ttl_s)
         await registry.open()
-        operations = Operations(book.ledger, rules.queue)
         speedometer = Speedometer(book.ledger, dispatcher)
         scaler = Scaler(configs, book.ledger, speedometer, period_s=settings.scale_s)
         leader = Leader(nodes, clock, term_s=_LOOKS_UNTIL_OVER * settings.reconcile_s)
@@ -110,6 +113,7 @@ async def open_control(
         await pressure.look()
         if settings.require_keys:
             await check_operator(operations)
+            await join_token.keep(operations, settings.state)
         bulks = BulkBook(book.ledger, book.rules, book.new_id)
         parts = Parts(
             book,
@@ -187,6 +191,8 @@ def open_providers(
         **settings.to_environment(),
         f"{PREFIX}CONTROL_ADDRESS": settings.runner_target,
     }
+    if token := settings.join_token.get_secret_value():
+        environment[f"{PREFIX}JOIN_TOKEN"] = token
     for variable in provider_config.secret_variables(settings.provider_configs):
         environment.pop(variable, None)
     opened = []

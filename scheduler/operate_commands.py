@@ -194,7 +194,7 @@ def list_keys(
 @keys_app.command("create")
 def create_key(
     tenant: TenantArgument,
-    role: Annotated[str, typer.Option(help="tenant or operator.")] = "tenant",
+    role: Annotated[str, typer.Option(help="tenant, operator or node.")] = "tenant",
     name: Annotated[str, typer.Option(help="For people, such as where it is used.")] = "",
     as_json: JsonOption = False,
     address: AddressOption = None,

@@ -120,10 +120,16 @@ class Operations:
     # -- keys
 
     async def create_key(
-        self, tenant: str, role: Role = Role.TENANT, name: str = ""
+        self,
+        tenant: str,
+        role: Role = Role.TENANT,
+        name: str = "",
+        expires_in_s: float | None = None,
     ) -> tuple[Key, str]:
         """A new key, and how it is written: this once, for only its hash is kept."""
-        key, written = _new_key(tenant, role, name, self._ledger.clock.now())
+        now = self._ledger.clock.now()
+        expires_at = None if expires_in_s is None else now + expires_in_s
+        key, written = _new_key(tenant, role, name, now, expires_at)
         await self._ledger.store.run(lambda tx: tx.put_key(key))
         return key, written
 
@@ -136,7 +142,7 @@ class Operations:
             if old is None or old.revoked_at is not None:
                 raise KeyNotFound(key_id)
             tx.put_key(changed(old, revoked_at=now))
-            key, written = _new_key(old.tenant, old.role, old.name, now)
+            key, written = _new_key(old.tenant, old.role, old.name, now, old.expires_at)
             tx.put_key(key)
             return key, written
 
@@ -225,10 +231,13 @@ class Operations:
         return await self._ledger.store.read(query)
 
 
-def _new_key(tenant: str, role: Role, name: str, now: float) -> tuple[Key, str]:
+def _new_key(
+    tenant: str, role: Role, name: str, now: float, expires_at: float | None
+) -> tuple[Key, str]:
     secret = secrets.token_urlsafe(32)
     key_id = "".join(secrets.choice(_KEY_ID_ALPHABET) for _ in range(12))
-    return Key(key_id, tenant, role, keys.hashed(secret), now, name), keys.written(key_id, secret)
+    key = Key(key_id, tenant, role, keys.hashed(secret), now, name, expires_at=expires_at)
+    return key, keys.written(key_id, secret)
 
 
 def _check(field: str, value: int | Unchanged | None, most: int) -> None:

@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     require_keys: bool = Field(
         False, description="Whether every request needs a key, and operators' an operator's."
     )
+    join_token: SecretStr = Field(
+        SecretStr(""), description="Token by which a runner joins; empty: that of its state folder."
+    )
     api_key: SecretStr = Field(
         SecretStr(""), description="Key that the command line shows to the gateway; empty: none."
     )
@@ -195,7 +198,7 @@ class Settings(BaseSettings):
 
 
 #: Settings that are shown to nobody: not in messages, and not to processes that do not need them.
-SECRETS = ("api_key", "store")
+SECRETS = ("api_key", "join_token", "store")
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:

@@ -98,12 +98,21 @@ class Operating(Calls):
         """Every key, those that were revoked included."""
         return cast(shapes.KeyList, self.call("GET", "/v1/keys", query={"tenant": tenant}))
 
-    def create_key(self, tenant: str, *, role: str = "tenant", name: str = "") -> shapes.NewKey:
+    def create_key(
+        self,
+        tenant: str,
+        *,
+        role: str = "tenant",
+        name: str = "",
+        expires_in_s: float | None = None,
+    ) -> shapes.NewKey:
         """Make a key; ``key`` of the answer is how it is written, told this once.
 
         It is tried once: a repeat would make another key.
         """
-        body = {"tenant": tenant, "role": role, "name": name}
+        body: dict[str, Any] = {"tenant": tenant, "role": role, "name": name}
+        if expires_in_s is not None:
+            body["expires_in_s"] = expires_in_s
         return cast(shapes.NewKey, self.call_new("POST", "/v1/keys", body))
 
     def revoke_key(self, key_id: str) -> shapes.Key:

@@ -214,11 +214,13 @@ class TenantList(TypedDict):
 class Key(TypedDict):
     key_id: str
     tenant: str
-    #: "tenant" or "operator".
+    #: "tenant", "operator" or "node".
     role: str
     name: str
     created_at: float
     revoked_at: float | None
+    #: None: it does not run out.
+    expires_at: float | None
 
 
 class NewKey(Key):

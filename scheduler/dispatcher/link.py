@@ -70,6 +70,8 @@ class Link:
         self.connection = f"{hello.session_id}/{next(_numbers)}"
         #: Its number among the runner's streams; 0 before it is registered.
         self.fence = 0
+        #: What it showed to join; None: nothing, or it need not.
+        self.authorization: str | None = None
         #: When the runner last said something, in the dispatcher's monotonic time.
         self.heard_at = 0.0
         self._book = book

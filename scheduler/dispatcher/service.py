@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -26,7 +26,13 @@ from scheduler.dispatcher import messages
 from scheduler.dispatcher.granting import Granting
 from scheduler.dispatcher.link import Link
 from scheduler.dispatcher.sessions import LeaseKey, Sessions
-from scheduler.errors import StoreUnavailable, TaskNotFound, Unavailable
+from scheduler.errors import (
+    NotPermitted,
+    StoreUnavailable,
+    TaskNotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from scheduler.node_book import NodeBook
 from scheduler.rpc import plait_pb2 as pb
 from scheduler.rpc import plait_pb2_grpc as rpc
@@ -67,9 +73,12 @@ class Dispatcher(rpc.RunnerServiceServicer):
         poll_s: float = 1.0,
         reliance: Reliance | None = None,
         journal_interval_s: float = 0.0,
+        admit: Callable[[str | None], Awaitable[None]] | None = None,
     ) -> None:
         """``journal_interval_s``: most seconds for which output is gathered, in a container that is
-        trusted by ``reliance``."""
+        trusted by ``reliance``. ``admit`` raises Unauthenticated or NotPermitted when what a runner
+        shows does not let it join; it is asked again at every heartbeat."""
+        self._admit_runner = admit
         self._book = book
         self._nodes = nodes
         self._clock = clock
@@ -166,6 +175,9 @@ class Dispatcher(rpc.RunnerServiceServicer):
         """One runner session, from hello to the end of the stream."""
         hello = await self._expect_hello(request_iterator, context)
         link = Link(hello, self._book, self._lease_is_over)
+        if self._admit_runner is not None:
+            link.authorization = dict(context.invocation_metadata() or ()).get("authorization")
+            await self._check_admission(self._admit_runner, link, context)
         self._arriving[hello.runner_id] = link
         try:
             link.send(await self._welcome(hello, link))
@@ -192,6 +204,23 @@ class Dispatcher(rpc.RunnerServiceServicer):
         if (complaint := messages.complaint(first)) is not None:
             await context.abort(*complaint)
         return first.hello
+
+    async def _check_admission(
+        self,
+        admit: Callable[[str | None], Awaitable[None]],
+        link: Link,
+        context: grpc.aio.ServicerContext[pb.RunnerMessage, pb.ControlMessage],
+    ) -> None:
+        try:
+            await admit(link.authorization)
+        except Unavailable as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except Unauthenticated as error:
+            log.warning("runner_refused", runner=link.runner_id, reason=str(error))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(error))
+        except NotPermitted as error:
+            log.warning("runner_refused", runner=link.runner_id, reason=str(error))
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
     async def _welcome(self, hello: pb.Hello, link: Link) -> pb.ControlMessage:
         """Settle which leases the runner keeps, and what the journal lacks of each."""
@@ -272,6 +301,12 @@ class Dispatcher(rpc.RunnerServiceServicer):
     async def _beat(self, link: Link, heartbeat: pb.Heartbeat) -> None:
         if self._links.get(link.runner_id) is not link:
             return
+        if self._admit_runner is not None:
+            try:
+                await self._admit_runner(link.authorization)
+            except (Unauthenticated, NotPermitted) as error:
+                self.dismiss(link.runner_id, link.fence, str(error))
+                return
         views = messages.replica_views(heartbeat.replicas)
         state, now = messages.node_state(heartbeat.state), self._clock.now()
         changed = self._sessions.reported(link.runner_id, views, state, now)

@@ -92,11 +92,32 @@ class Keyring:
         """Who shows this; what is no key of Plait's is somebody else's to look at.
 
         Raises:
-            Unauthenticated: it looks like a key and is none, or was revoked.
+            Unauthenticated: it looks like a key and is none, has run out or was revoked.
+            NotPermitted: it is a join token.
         """
-        shown = _key_in(authorization)
-        key = None if shown is None else await self._valid(shown)
+        key = await self._key(authorization)
+        if key is not None and key.role is Role.NODE:
+            message = f"key {key.id} is a join token: it lets runners join, and nothing else"
+            raise NotPermitted(message, field="Authorization")
         return Caller(key, self._is_required)
+
+    async def admit_runner(self, authorization: str | None) -> None:
+        """Let a runner join, or go on; without a token anybody may while keys are not required.
+
+        Raises:
+            Unauthenticated: it shows no token and needs one, or one that is not valid (any more).
+            NotPermitted: it shows a key that is no join token.
+        """
+        key = await self._key(authorization)
+        if key is None and self._is_required:
+            message = "a join token is required: set PLAIT_JOIN_TOKEN (plait nodes token create)"
+            raise Unauthenticated(message, field="Authorization")
+        if key is not None and key.role is not Role.NODE:
+            raise NotPermitted(f"key {key.id} is no join token", field="Authorization")
+
+    async def _key(self, authorization: str | None) -> Key | None:
+        shown = _key_in(authorization)
+        return None if shown is None else await self._valid(shown)
 
     async def _valid(self, shown: str) -> Key:
         digest, now = hashlib.sha256(shown.encode()).digest(), self._clock.monotonic()
@@ -106,7 +127,7 @@ class Keyring:
         self._known.pop(digest, None)
         key = await self._operations.authenticate(shown)
         if key is None:
-            message = "Authorization: this key is not valid; it may have been revoked"
+            message = "Authorization: this key is not valid; it may have run out or been revoked"
             raise Unauthenticated(message, field="Authorization")
         if len(self._known) >= MAX_REMEMBERED:
             self._known.clear()

@@ -16,9 +16,11 @@ from scheduler.gateway.http_request import FRONT, json_body, operators_only, ref
 from scheduler.gateway.submission import parse_tenant
 from scheduler.keys import Key, Role
 
-KEY_FIELDS: Final = ("tenant", "role", "name")
+KEY_FIELDS: Final = ("tenant", "role", "name", "expires_in_s")
 KEY_PARAMETERS: Final = ("tenant",)
 MAX_NAME_CHARS: Final = 100
+#: A hundred years.
+MAX_EXPIRES_IN_S: Final = 3_155_760_000
 
 
 @operators_only
@@ -37,7 +39,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     body = await json_body(request, KEY_FIELDS)
     tenant = parse_tenant(_text(body, "tenant"), "tenant")
     role, name = _role(body.get("role", Role.TENANT.value)), _name(body.get("name", ""))
-    return _shown(*await request.app[FRONT].operations.create_key(tenant, role, name))
+    expires_in_s = _expires_in_s(body.get("expires_in_s"))
+    operations = request.app[FRONT].operations
+    return _shown(*await operations.create_key(tenant, role, name, expires_in_s))
 
 
 @operators_only
@@ -80,6 +84,16 @@ def _name(given: object) -> str:
         message = f"name: must be a text of up to {MAX_NAME_CHARS} printable characters"
         raise InvalidRequest(message, field="name")
     return given
+
+
+def _expires_in_s(given: object) -> float | None:
+    if given is None:
+        return None
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not is_number or not 0 < float(given) <= MAX_EXPIRES_IN_S:  # type: ignore[arg-type]  # a number
+        message = f"expires_in_s: must be seconds, more than 0 and at most {MAX_EXPIRES_IN_S}"
+        raise InvalidRequest(message, field="expires_in_s")
+    return float(given)  # type: ignore[arg-type]  # a number
 
 
 ROUTES = [

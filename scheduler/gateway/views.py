@@ -219,6 +219,7 @@ def key(given: Key) -> dict[str, Any]:
         "name": given.name,
         "created_at": given.created_at,
         "revoked_at": given.revoked_at,
+        "expires_at": given.expires_at,
     }
 
 

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,13 @@ log = structlog.get_logger(__name__)
 PROTOCOL: Final = 1
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 1.0
+#: Answers that stay the same until a person has done something, and the pause after one.
+_REFUSALS: Final = (
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+)
+_REFUSED_PAUSE_S: Final = 10.0
 _FIRST_LOOK_S: Final = 5.0
 #: How often to say something before the control plane has said what it wants.
 _DEFAULT_HEARTBEAT_S: Final = 2.0
@@ -100,8 +107,11 @@ class Runner:
         *,
         poll_s: float = 1.0,
         weights: Weights | None = None,
+        join_token: Callable[[], str] = str,
     ) -> None:
-        """``target`` is ``host:port`` of the control plane's gRPC server."""
+        """``target`` is ``host:port`` of the control plane's gRPC server; ``join_token`` tells what
+        is shown there, at each attempt; empty: nothing."""
+        self._join_token = join_token
         self._identity = identity
         self._target = target
         self._inference = inference
@@ -167,15 +177,17 @@ class Runner:
                 await self._replicas.has_looked.wait()
         pause_s = _FIRST_PAUSE_S
         while True:
-            was_welcome = False
+            was_welcome = is_refused = False
             try:
                 was_welcome = await self._converse()
                 reason = "the control plane ended the stream"
             except grpc.aio.AioRpcError as error:
                 reason = f"{error.code().name}: {error.details()}"
+                is_refused = error.code() in _REFUSALS
             pause_s = _FIRST_PAUSE_S if was_welcome else min(pause_s * 2, _LONGEST_PAUSE_S)
-            log.warning("control_plane_lost", target=self._target, reason=reason, retry_s=pause_s)
-            await asyncio.sleep(pause_s)
+            wait_s = _REFUSED_PAUSE_S if is_refused else pause_s
+            log.warning("control_plane_lost", target=self._target, reason=reason, retry_s=wait_s)
+            await asyncio.sleep(wait_s)
 
     async def _converse(self) -> bool:
         """Speak with the control plane until the stream ends; whether it welcomed this runner."""
@@ -185,7 +197,8 @@ class Runner:
         async with grpc.aio.insecure_channel(self._target, options=_CHANNEL_OPTIONS) as channel:
             # Generated code, without types.
             stub = rpc.RunnerServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-            call = stub.Connect()
+            token = self._join_token()
+            call = stub.Connect(metadata=(("authorization", f"Bearer {token}"),) if token else ())
             talk = [
                 asyncio.create_task(_write(call, outbox), name="to the control plane"),
                 asyncio.create_task(self._beat(outbox), name="heartbeat"),

@@ -43,7 +43,7 @@ def test_every_command_and_option_exists(words: list[str]) -> None:
     assert words[0] in COMMANDS
 
     command, given = COMMANDS[words[0]], words[1:]
-    if isinstance(command, TyperGroup) and given:
+    while isinstance(command, TyperGroup) and given and not given[0].startswith("-"):
         assert given[0] in command.commands
         command, given = command.commands[given[0]], given[1:]
     known = {option for p in command.params for option in p.opts}

@@ -13,6 +13,7 @@ from scheduler.keys import Key, Role
 
 TENANT = Key("abcdefghijkl", "red", Role.TENANT, "", 0.0)
 OPERATOR = Key("mnopqrstuvwx", "ops", Role.OPERATOR, "", 0.0)
+TOKEN = Key("yzabcdefghij", "nodes", Role.NODE, "", 0.0)
 
 
 class Keys:
@@ -121,3 +122,35 @@ def test_where_keys_are_required_who_shows_none_is_refused() -> None:
         caller.require_key()
     with pytest.raises(Unauthenticated):
         caller.require_operator()
+
+
+# -- runners
+
+
+async def test_a_join_token_lets_a_runner_join_and_opens_nothing_else(
+    ring: Keyring, keys: Keys
+) -> None:
+    keys.valid["plait_node"] = TOKEN
+
+    await ring.admit_runner("Bearer plait_node")
+
+    with pytest.raises(NotPermitted, match="join token"):
+        await ring.identify("Bearer plait_node")
+
+
+async def test_no_other_key_lets_a_runner_join(ring: Keyring) -> None:
+    with pytest.raises(NotPermitted, match="no join token"):
+        await ring.admit_runner("Bearer plait_red")
+
+
+@pytest.mark.parametrize(("is_required", "allowed"), [(False, True), (True, False)])
+async def test_a_runner_needs_a_token_where_keys_are_required(
+    keys: Keys, clock: ManualClock, is_required: bool, allowed: bool
+) -> None:
+    ring = Keyring(cast(Any, keys), clock, is_required=is_required)
+
+    if allowed:
+        await ring.admit_runner(None)
+    else:
+        with pytest.raises(Unauthenticated, match="plait nodes token create"):
+            await ring.admit_runner(None)
