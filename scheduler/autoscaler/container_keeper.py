@@ -175,7 +175,10 @@ class ContainerKeeper:
     # -- what is seen
 
     async def _read(self) -> None:
-        """What another control plane has decided."""
+        """What another control plane has decided. For how long something was seen says nothing any
+        more: it begins anew when this one decides again."""
+        self._began_at = self._clock.now()
+        self._away_since, self._idle_since, self._unknown_since = {}, {}, {}
         orders, ledger = await self._store.read(
             lambda tx: (tuple(tx.container_orders()), tuple(tx.provider_ledger()))
         )

@@ -80,6 +80,7 @@ class World:
         )
         self.config = ProviderConfig("here", "local", 3, idle_s=60.0, start_timeout_s=300.0)
         self.reliance = Reliance()
+        self.epoch: int | None = 1
         self.restart()
 
     def restart(self) -> None:
@@ -96,7 +97,11 @@ class World:
             self.sidecar,
             self.reliance,
             self.clock,
+            lead=self.lead,
         )
+
+    async def lead(self) -> int | None:
+        return self.epoch
 
     async def look(self, times: int = 1, *, missing: int = 0, after_s: float = 1.0) -> None:
         for _ in range(times):
@@ -234,6 +239,21 @@ async def test_one_that_is_idle_drains_before_it_is_removed(world: World) -> Non
     await world.look(2)
     assert world.played.calls[-1] == "remove here-0-1 0"
     assert world.states() == []
+
+
+async def test_how_long_one_was_idle_before_another_decided_does_not_count(world: World) -> None:
+    await world.look(missing=1)
+    world.connect("here-0-1")
+    await world.look(2)
+
+    world.epoch = None
+    await world.look(after_s=60.0)
+    world.epoch = 2
+    await world.look()
+
+    assert world.states() == [("here-0-1", OrderState.UP)]
+    await world.look(after_s=60.0)
+    assert world.states() == [("here-0-1", OrderState.LEAVING)]
 
 
 async def test_one_that_does_not_get_empty_is_removed_in_the_end(world: World) -> None:
