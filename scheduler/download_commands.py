@@ -113,7 +113,7 @@ def _layers(text: str) -> frozenset[int] | None:
 def downloads(as_json: JsonOption = False, address: AddressOption = None) -> None:
     """List what each node has of the models that have to be fetched."""
     with told():
-        show(client(address).workers(), as_json, tables.download_table)
+        show(client(address).nodes(), as_json, tables.download_table)
 
 
 def manifest(

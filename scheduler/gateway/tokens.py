@@ -100,8 +100,10 @@ def find_file(source: Source, name: str) -> Path | None:
             if not roots:
                 return None
             path = Path(roots[0]) / source.subfolder / name
-        case _:
+        case "hub":
             return _find_in_hub_cache(source, name)
+        case _:
+            return None
     return path if path.is_file() else None
 
 

@@ -24,7 +24,7 @@ from handlers.wire import TokenLogprob
 from scheduler.autoscaler.placement import Plan
 from scheduler.bulk_book import BulkBook
 from scheduler.clock import SteadyClock, SystemClock
-from scheduler.cluster_view import NodeView, ReplicaView
+from scheduler.cluster_view import HoldingView, NodeView, ReplicaView
 from scheduler.errors import StaleLease, StoreUnavailable
 from scheduler.explainer import Explainer
 from scheduler.gateway.front import Front
@@ -194,7 +194,8 @@ class PlayedCluster:
             ReplicaView(f"{name}__r0", name, self.state, 16, 0, (0, 1))
             for name in ("demo", "encoder")
         )
-        return (NodeView("here", "r1", True, 2, replicas),)
+        holdings = (HoldingView("encoder", "fetching", 30, 120, 5.0),)
+        return (NodeView("here", "r1", True, 2, replicas, holdings=holdings),)
 
     def leases(self, runner_id: str) -> set[tuple[str, int]]:
         return set()

@@ -220,3 +220,9 @@ def test_what_is_wrong_with_a_command_about_replicas_is_told(
 
     assert result.exit_code != 0
     assert said in result.output
+
+
+def test_what_nodes_have_of_models_files_is_listed(plait: Plait) -> None:
+    (row,) = [line for line in printed(plait("downloads")).splitlines() if "encoder" in line]
+
+    assert row.split()[:3] == ["here", "encoder", "fetching"]

@@ -52,6 +52,8 @@ def test_cutting_and_padding_of_a_tokenizer_file_are_not_counted(demo_folder: Pa
         Source("package", "no_such_package_at_all"),
         Source("package", "json", subfolder="no/such"),
         Source("hub", "plait-tests/no-such-model"),
+        Source("http", "http://127.0.0.1/model"),
+        Source("s3", "s3://bucket/model"),
     ],
     ids=lambda source: f"{source.kind} {source.location}",
 )
